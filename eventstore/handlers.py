@@ -1,0 +1,114 @@
+"""`on`: which method handles which event. Checked when the class that has it is made."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any, Final, Generic, Protocol, TypeVar, overload
+
+from eventstore.errors import DefinitionError
+from eventstore.event import Event, EventType, RecordedEvent
+
+E = TypeVar("E", bound=Event)
+Owner = TypeVar("Owner")
+
+_HANDLES: Final = "__handles__"
+
+
+class _Marker(Protocol, Generic[E]):
+    @overload
+    def __call__(
+        self, handler: Callable[[Owner, E], None], /
+    ) -> Callable[[Owner, E], None]: ...
+    @overload
+    def __call__(
+        self, handler: Callable[[Owner, E, RecordedEvent], None], /
+    ) -> Callable[[Owner, E, RecordedEvent], None]: ...
+
+
+def on(event_type: type[E]) -> _Marker[E]:
+    """Declare that a method handles an event: `@on(MoneyDeposited)`.
+
+    A handler for a base class takes the events of its subclasses that have no handler of their
+    own. A projection's handler may take the RecordedEvent as a second argument. A type checker
+    reports a handler whose parameter is not the event that it is declared for.
+    """
+
+    def mark(handler: Any) -> Any:
+        setattr(handler, _HANDLES, (*getattr(handler, _HANDLES, ()), event_type))
+        return handler
+
+    return mark
+
+
+class Handlers:
+    """The handlers of one class: event class to function.
+
+    `takes_record` says which functions want the RecordedEvent too.
+    """
+
+    __slots__ = ("_found", "declared", "takes_record")
+
+    def __init__(self, cls: type, *, may_take_record: bool) -> None:
+        """Raises DefinitionError, which names the class and the method."""
+        owner = f"{cls.__module__}.{cls.__qualname__}"
+        self.declared: dict[type[Event], Callable[..., None]] = {}
+        self.takes_record: set[Callable[..., None]] = set()
+        names: dict[type[Event], str] = {}
+        for method, event_type in _marked(cls):
+            if not isinstance(event_type, EventType):
+                raise DefinitionError(
+                    owner, f"@on({event_type!r}) needs a subclass of Event", member=method
+                )
+            if names.setdefault(event_type, method) != method:
+                raise DefinitionError(
+                    owner,
+                    f"{event_type.__name__} is handled by {names[event_type]} already; "
+                    "one event has one handler",
+                    member=method,
+                )
+            function = getattr(cls, method)  # by name, so that a subclass may override it
+            if _arguments(owner, method, function, may_take_record) == 3:
+                self.takes_record.add(function)
+            self.declared[event_type] = function
+        self._found: dict[type[Event], Callable[..., None] | None] = dict(self.declared)
+
+    def find(self, event_type: type[Event]) -> Callable[..., None] | None:
+        """The handler of the class itself or of its nearest base; None if there is none."""
+        try:
+            return self._found[event_type]
+        except KeyError:
+            found = next((self.declared[c] for c in event_type.__mro__ if c in self.declared), None)
+            self._found[event_type] = found
+            return found
+
+    def items(self) -> Mapping[type[Event], Callable[..., None]]:
+        """Each declared event class with its handler."""
+        return self.declared
+
+
+def _marked(cls: type) -> list[tuple[str, Any]]:
+    """Method names with the events they are declared for, base classes first."""
+    marked: dict[str, tuple[Any, ...]] = {}
+    for base in reversed(cls.__mro__):
+        for name, member in vars(base).items():
+            events = getattr(member, _HANDLES, ())
+            if events:
+                marked[name] = events
+    return [(name, event) for name, events in marked.items() for event in events]
+
+
+def _arguments(owner: str, method: str, function: Any, may_take_record: bool) -> int:
+    if inspect.iscoroutinefunction(function):
+        raise DefinitionError(owner, "a handler is pure and cannot be async", member=method)
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except (TypeError, ValueError):
+        raise DefinitionError(owner, "a handler must be a method", member=method) from None
+    count = len(parameters)
+    if any(p.kind is p.KEYWORD_ONLY for p in parameters) or not (
+        count == 2 or (count == 3 and may_take_record)
+    ):
+        wanted = "(self, event) or (self, event, record)" if may_take_record else "(self, event)"
+        raise DefinitionError(owner, f"a handler here takes {wanted}", member=method)
+    return count

@@ -1,0 +1,1 @@
+"""The log: bytes, names, versions and positions. It knows no codec and no aggregate."""

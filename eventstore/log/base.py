@@ -1,0 +1,221 @@
+"""The port: what the store needs of a database. `eventstore.testing.LogContract` checks one."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Final, NamedTuple, Protocol, TypeAlias
+
+if TYPE_CHECKING:
+    from sqlalchemy import Connection, Engine
+
+
+class Expectation(enum.Enum):
+    """What an append requires of its stream, where that is not a version."""
+
+    ANY = "any version"
+    NO_STREAM = "no stream"
+    STREAM_EXISTS = "a stream"
+
+    def __str__(self) -> str:
+        return self.value
+
+
+ANY: Final = Expectation.ANY
+NO_STREAM: Final = Expectation.NO_STREAM
+STREAM_EXISTS: Final = Expectation.STREAM_EXISTS
+
+#: The version that an append requires: an int (0 is NO_STREAM), or one of the three.
+Expected: TypeAlias = int | Expectation
+
+#: The name of the tombstone's type. The log writes it itself.
+DELETED: Final = "$deleted"
+
+
+class EventType(NamedTuple):
+    """A type as stored: its name, and the version of its schema."""
+
+    name: str
+    version: int
+
+
+class NewEvent(NamedTuple):
+    """An event to be written. `id` is 16 bytes."""
+
+    type: EventType
+    data: bytes
+    id: bytes
+    metadata: bytes | None = None
+
+
+class Write(NamedTuple):
+    """Events for one stream, and what is required of it. One stream occurs once in an append."""
+
+    stream: str
+    events: Sequence[NewEvent]
+    expected: Expected = ANY
+
+
+class Receipt(NamedTuple):
+    """What an append did to one stream."""
+
+    stream: str
+    #: The stream's version, now that its new events are in: its event count.
+    version: int
+    #: The position of the last new event.
+    position: int
+    #: When they were recorded, in microseconds since the epoch.
+    recorded_at: int
+
+
+class Row(NamedTuple):
+    """An event as stored. `type` is a key of the log's own: see `Log.event_type`."""
+
+    position: int
+    stream: str
+    version: int
+    type: int
+    data: bytes
+    metadata: bytes | None
+    id: bytes
+    recorded_at: int
+
+
+class StreamInfo(NamedTuple):
+    """The head of a stream. `recorded_at` is that of its last event."""
+
+    name: str
+    version: int
+    recorded_at: int
+    deleted: bool
+
+
+class Bounds(NamedTuple):
+    """Up to where to read: every bound is inclusive, and None is none."""
+
+    version: int | None = None
+    position: int | None = None
+    recorded_at: int | None = None
+
+
+class Snapshot(NamedTuple):
+    """State at a version. `position` and `recorded_at` are those of the event at that version."""
+
+    version: int
+    position: int
+    recorded_at: int
+    state: bytes
+
+
+class Log(Protocol):
+    """A durable log of streams.
+
+    `connection`, where a method takes it, is a caller's connection with its own transaction: the
+    log then works inside it, and never commits or rolls back.
+    """
+
+    engine: Engine
+
+    def append(
+        self,
+        writes: Sequence[Write],
+        *,
+        key: str | None = None,
+        recorded_at: int | None = None,
+        connection: Connection | None = None,
+    ) -> tuple[Receipt, ...]:
+        """Append to all the streams or to none; a receipt a write, in their order.
+
+        `recorded_at` is the time of the events (the clock's by default), raised where needed to
+        that of the latest event of any of the streams. With `key`, a repetition returns the
+        first receipts and writes nothing. A write without events checks its stream only.
+
+        Raises WrongExpectedVersionError, StreamDeletedError, IdempotencyKeyReusedError, LogError.
+        """
+
+    def delete(
+        self, stream: str, expected: Expected = ANY, *, connection: Connection | None = None
+    ) -> Receipt:
+        """Erase a stream's events and snapshots, and append the tombstone, as one."""
+
+    def receipts(self, key: str) -> tuple[Receipt, ...] | None:
+        """The receipts of the append that had this idempotency key."""
+
+    def event_type(self, key: int, connection: Connection | None = None) -> EventType:
+        """The type behind the key in a row. A key means the same type for ever."""
+
+    def fold(
+        self,
+        stream: str,
+        after: int = 0,
+        until: Bounds = Bounds(),  # noqa: B008 (immutable)
+        *,
+        fingerprint: bytes | None = None,
+        connection: Connection | None = None,
+    ) -> tuple[Snapshot | None, Iterator[Sequence[tuple[int, bytes]]]]:
+        """What a load reads: (type key, data) of a stream's events in order, in pages.
+
+        With `fingerprint`, the latest snapshot of that fingerprint within the bounds comes
+        first, and only the events after it follow. The pages must be used up or closed.
+        """
+
+    def read(
+        self,
+        stream: str,
+        after: int,
+        until: Bounds,
+        *,
+        limit: int,
+        backwards: bool = False,
+        types: Iterable[str] | None = None,
+        connection: Connection | None = None,
+    ) -> Sequence[Row]:
+        """At most `limit` rows of a stream with versions past `after`, by version.
+
+        Backwards: the last ones first.
+        """
+
+    def read_all(
+        self,
+        after: int,
+        until: Bounds,
+        *,
+        limit: int,
+        backwards: bool = False,
+        categories: Iterable[str] | None = None,
+        types: Iterable[str] | None = None,
+    ) -> Sequence[Row]:
+        """At most `limit` rows of the whole log with positions past `after`, by position.
+
+        The caller bounds `until.position` by `settled()`; past it, rows may be missing.
+        """
+
+    def settled(self, timeout: float) -> int:
+        """A position up to which the log is final: what commits later has a higher one.
+
+        It covers every append that was acknowledged before the call, which waits at most
+        `timeout` seconds for open transactions that could still commit below it; then raises
+        LogStalledError. With no such transactions it does not wait.
+        """
+
+    def stream(self, name: str, *, connection: Connection | None = None) -> StreamInfo | None:
+        """The head of a stream; None if there never was one."""
+
+    def streams(self, category: str | None, after: str, limit: int) -> Sequence[StreamInfo]:
+        """Heads by name, in the order of code points, past the name `after`."""
+
+    def save_snapshot(
+        self,
+        stream: str,
+        fingerprint: bytes,
+        snapshot: Snapshot,
+        *,
+        connection: Connection | None = None,
+    ) -> None:
+        """Keep a snapshot beside the others. Saving the same one again changes nothing."""
+
+    def delete_snapshots(self, stream: str | None = None) -> int:
+        """Throw away the snapshots of a stream, or all; how many there were."""
+
+    def close(self) -> None:
+        """Give back what the log itself opened. Later calls of any method fail."""

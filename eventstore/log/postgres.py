@@ -1,0 +1,455 @@
+"""The log in PostgreSQL: many writers at once, and one order that readers can trust.
+
+An append to one stream is one statement, so one round trip. Its head row comes first: updating it
+is the check of the version, and the lock that keeps the stream's positions in the order of its
+versions. Positions are drawn after it.
+
+Positions of different streams may commit out of order. What makes that safe to read is
+`settled`: every transaction that appends holds a RowExclusiveLock on the events table, from before
+it draws its first position until it ends, and `pg_locks` shows who does. So when a position has been
+seen, and every transaction that held that lock afterwards has ended, nothing will appear below.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import select as os_select
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import islice
+from typing import Any, Final, Literal
+
+import msgspec
+import psycopg
+from psycopg import errors as pg
+from psycopg.pq import TransactionStatus
+from sqlalchemy import (
+    ARRAY,
+    URL,
+    Connection,
+    Engine,
+    Text,
+    any_,
+    bindparam,
+    create_engine,
+    event,
+)
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
+
+from eventstore.errors import (
+    EventStoreError,
+    InvalidArgumentError,
+    LogError,
+    LogLockedError,
+    LogReadOnlyError,
+    LogStalledError,
+    LogUnavailableError,
+    SchemaMissingError,
+    StoreClosedError,
+)
+from eventstore.log.base import ANY, NO_STREAM, STREAM_EXISTS, EventType, Receipt, Write
+from eventstore.log.sql import PAGE, Borrowed, Mask, Page, SqlLog, check_dialect
+from eventstore.log.tables import REVISION
+from eventstore.names import category_of
+
+Durability = Literal["full", "relaxed"]
+
+# As late as possible: evaluated when the head row has been locked.
+_NOW: Final = (
+    "COALESCE(%(now)s::bigint, (extract(epoch FROM clock_timestamp()) * 1000000)::bigint)"
+)
+_HEAD_NEW: Final = f"""
+    INSERT INTO eventstore_streams AS s (name, category, version, recorded_at)
+    VALUES (%(stream)s, %(category)s, %(count)s, {_NOW})
+    ON CONFLICT (name) DO NOTHING
+    RETURNING id, version, recorded_at"""
+_HEAD_ANY: Final = f"""
+    INSERT INTO eventstore_streams AS s (name, category, version, recorded_at)
+    VALUES (%(stream)s, %(category)s, %(count)s, {_NOW})
+    ON CONFLICT (name) DO UPDATE
+       SET version = s.version + excluded.version,
+           recorded_at = GREATEST(s.recorded_at, {_NOW})
+     WHERE NOT s.deleted
+    RETURNING id, version, recorded_at"""
+_HEAD_EXISTS: Final = f"""
+    UPDATE eventstore_streams
+       SET version = version + %(count)s, recorded_at = GREATEST(recorded_at, {_NOW})
+     WHERE name = %(stream)s AND NOT deleted
+    RETURNING id, version, recorded_at"""
+_HEAD_AT: Final = f"""
+    UPDATE eventstore_streams
+       SET version = version + %(count)s, recorded_at = GREATEST(recorded_at, {_NOW})
+     WHERE name = %(stream)s AND version = %(expected)s AND NOT deleted
+    RETURNING id, version, recorded_at"""
+_HEADS: Final[dict[Any, str]] = {
+    0: _HEAD_NEW,
+    NO_STREAM: _HEAD_NEW,
+    ANY: _HEAD_ANY,
+    STREAM_EXISTS: _HEAD_EXISTS,
+}
+_ONE_EVENT: Final = """
+    WITH head AS ({head}),
+    new AS (
+        INSERT INTO eventstore_events
+            (stream_id, version, type_id, recorded_at, id, data, metadata)
+        SELECT head.id, head.version, %(type)s, head.recorded_at, %(id)b, %(data)b, %(metadata)b
+          FROM head
+        RETURNING position)
+    SELECT head.version, head.recorded_at, new.position FROM head, new"""
+_EVENTS: Final = """
+    WITH head AS ({head}),
+    new AS (
+        INSERT INTO eventstore_events
+            (stream_id, version, type_id, recorded_at, id, data, metadata)
+        SELECT head.id, head.version - %(count)s + e.number, e.type_id, head.recorded_at,
+               e.id, e.data, e.metadata
+          FROM head,
+               unnest(%(types)b::int[], %(ids)b::bytea[], %(data)b::bytea[], %(metadata)b::bytea[])
+               WITH ORDINALITY AS e (type_id, id, data, metadata, number)
+        RETURNING position)
+    SELECT head.version, head.recorded_at, (SELECT max(position) FROM new) FROM head"""
+_ONE: Final = {kind: _ONE_EVENT.format(head=head) for kind, head in _HEADS.items()}
+_MANY: Final = {kind: _EVENTS.format(head=head) for kind, head in _HEADS.items()}
+_ONE_AT: Final = _ONE_EVENT.format(head=_HEAD_AT)
+_MANY_AT: Final = _EVENTS.format(head=_HEAD_AT)
+
+# Every head is locked before the first position is drawn, in one order for all appends.
+_LOCK_HEADS: Final = """
+    SELECT max(recorded_at) FROM (
+        SELECT recorded_at FROM eventstore_streams WHERE name = ANY(%(names)s)
+         ORDER BY name FOR UPDATE) AS locked"""
+_CLOCK: Final = "SELECT (extract(epoch FROM clock_timestamp()) * 1000000)::bigint"
+_CLAIM: Final = """
+    INSERT INTO eventstore_appends (key, receipts, recorded_at) VALUES (%(key)s, '', 0)
+    ON CONFLICT (key) DO NOTHING RETURNING key"""
+_UNCLAIM: Final = "DELETE FROM eventstore_appends WHERE key = %(key)s"
+_DELETED: Final = "UPDATE eventstore_streams SET deleted = true WHERE name = %(stream)s RETURNING id"
+_ERASE: Final = """
+    WITH gone AS (DELETE FROM eventstore_snapshots WHERE stream_id = %(id)s)
+    DELETE FROM eventstore_events WHERE stream_id = %(id)s AND version < %(version)s"""
+_NEW_TYPES: Final = """
+    INSERT INTO eventstore_types (name, version) SELECT * FROM unnest(%(names)s::text[], %(versions)s::int[])
+    ON CONFLICT (name, version) DO NOTHING"""
+
+_WRITERS: Final = """
+    SELECT virtualtransaction || ' ' || COALESCE(pid, 0)
+      FROM pg_locks
+     WHERE locktype = 'relation' AND mode = 'RowExclusiveLock' AND granted
+       AND relation = 'eventstore_events'::regclass
+       AND database = (SELECT oid FROM pg_database WHERE datname = current_database())"""
+_AHEAD: Final = """
+    SELECT position FROM eventstore_events WHERE position > %(after)s ORDER BY position LIMIT 1001"""
+# The head is of the statement's snapshot, and pg_locks is read after that was taken.
+_HEAD_AND_WRITERS: Final = f"""
+    SELECT (SELECT max(position) FROM eventstore_events), ARRAY({_WRITERS})"""
+_DESCRIBE: Final = """
+    SELECT format('process %%s (%%s, %%s, in a transaction since %%s)', pid,
+                  COALESCE(NULLIF(application_name, ''), 'no application_name'), state, xact_start)
+      FROM pg_stat_activity WHERE pid = ANY(%(pids)s)"""
+
+
+class PostgresLog(SqlLog):
+    """Events in PostgreSQL 13 or later, through psycopg 3."""
+
+    def __init__(self, engine: Engine, *, clock: Callable[[], int] | None = None) -> None:
+        super().__init__(engine)
+        self._clock = clock
+        self._settled = 0
+        self._settling = threading.Lock()
+
+    # --- appending -----------------------------------------------------------------------------
+
+    def _write(
+        self,
+        writes: Sequence[Write],
+        key: str | None,
+        recorded_at: int | None,
+        connection: Connection | None,
+        *,
+        erase: bool = False,
+    ) -> tuple[Receipt, ...]:
+        self._know_types(writes)
+        if recorded_at is None and self._clock is not None:
+            recorded_at = self._clock()
+        if len(writes) == 1 and key is None and not erase and writes[0].events:
+            with self._writing(connection) as cursor:  # the statement is its own transaction
+                return (self._append(cursor, writes[0], recorded_at),)
+        with self._transaction(connection) as cursor:
+            if key is not None:
+                cursor.execute(_CLAIM, {"key": key})
+                if cursor.fetchone() is None:
+                    return self._first_receipts(cursor, key, writes) or ()
+            try:
+                receipts = self._append_all(cursor, writes, recorded_at)
+            except EventStoreError:
+                if key is not None and connection is not None:
+                    cursor.execute(_UNCLAIM, {"key": key})  # the caller may still commit
+                raise
+            if erase:
+                cursor.execute(_DELETED, {"stream": receipts[0].stream})
+                values = {"id": cursor.fetchone()[0], "version": receipts[0].version}
+                cursor.execute(_ERASE, values)
+            if key is not None:
+                values = {"key": key, "receipts": msgspec.json.encode(receipts)}
+                self._execute(cursor, self._statement("set_receipts"), values)
+        return receipts
+
+    def _append_all(
+        self, cursor: Any, writes: Sequence[Write], recorded_at: int | None
+    ) -> tuple[Receipt, ...]:
+        if len(writes) > 1:
+            cursor.execute(_LOCK_HEADS, {"names": [write.stream for write in writes]})
+            latest = cursor.fetchone()[0] or 0
+            if recorded_at is None:
+                cursor.execute(_CLOCK)
+                recorded_at = int(cursor.fetchone()[0])
+            recorded_at = max(recorded_at, latest)
+        receipts = {}
+        for write in sorted(writes, key=lambda write: write.stream.encode()):
+            receipts[write.stream] = self._append(cursor, write, recorded_at)
+        return tuple(receipts[write.stream] for write in writes)
+
+    def _append(self, cursor: Any, write: Write, now: int | None) -> Receipt:
+        stream, new, expected = write
+        count = len(new)
+        if not count:
+            self._refuse(cursor, write)
+            head = self._row(cursor, "head", name=stream)
+            return Receipt(stream, head[1], 0, head[2]) if head else Receipt(stream, 0, 0, now or 0)
+        type_ids = self._type_ids
+        at_version = expected.__class__ is int and expected
+        values = {"stream": stream, "now": now, "count": count}
+        if at_version:
+            values["expected"] = expected
+        else:
+            values["category"] = category_of(stream)
+        if count == 1:
+            type, data, id, metadata = new[0]
+            values |= {"type": type_ids[type], "data": data, "id": id, "metadata": metadata}
+            text = _ONE_AT if at_version else _ONE[expected]
+        else:
+            values |= {
+                "types": [type_ids[e.type] for e in new],
+                "data": [e.data for e in new],
+                "ids": [e.id for e in new],
+                "metadata": [e.metadata for e in new],
+            }
+            text = _MANY_AT if at_version else _MANY[expected]
+        cursor.execute(text, values, prepare=True)
+        row = cursor.fetchone()
+        if row is None:
+            self._refuse(cursor, write)
+            # It was refused a moment ago, and would not be now: the stream has moved meanwhile.
+            raise LogLockedError(
+                f"stream {stream!r} changed during the append; nothing was written, retry"
+            )
+        return Receipt(stream, row[0], row[2], row[1])
+
+    def _know_types(self, writes: Sequence[Write]) -> None:
+        """Add new types in a transaction of their own, so that no rollback takes them back."""
+        known = self._type_ids
+        new = {e.type for write in writes for e in write.events if e.type not in known}
+        if not new:
+            return
+        with self._reading() as cursor:
+            wanted = sorted(new)
+            columns = {"names": [t.name for t in wanted], "versions": [t.version for t in wanted]}
+            self._execute(cursor, self._statement("types"), {})
+            known.update({EventType(row[1], row[2]): row[0] for row in cursor.fetchall()})
+            if not new <= known.keys():
+                cursor.execute(_NEW_TYPES, columns)
+                self._execute(cursor, self._statement("types"), {})
+                known.update({EventType(row[1], row[2]): row[0] for row in cursor.fetchall()})
+
+    # --- reading -------------------------------------------------------------------------------
+
+    def settled(self, timeout: float) -> int:
+        with self._reading() as cursor:
+            certain = self._settled
+            cursor.execute(_AHEAD, {"after": certain}, prepare=True)
+            ahead = [position for (position,) in cursor.fetchall()]
+            whole = next(
+                (n for n, position in enumerate(ahead) if position != certain + n + 1), len(ahead)
+            )
+            if whole == len(ahead) <= 1000:
+                return self._advance(certain + whole)
+            cursor.execute(_HEAD_AND_WRITERS, prepare=True)
+            head, writers = cursor.fetchone()
+        if writers:
+            self._await_writers(set(writers), certain + whole, timeout)
+        return self._advance(head)
+
+    def _advance(self, position: int) -> int:
+        with self._settling:
+            self._settled = max(self._settled, position)
+        return position
+
+    def _await_writers(self, writers: set[str], certain: int, timeout: float) -> None:
+        deadline = time.monotonic() + timeout
+        pause = 0.0005
+        while True:
+            with self._reading() as cursor:
+                cursor.execute(_WRITERS, prepare=True)
+                writers &= {writer for (writer,) in cursor.fetchall()}
+                if not writers:
+                    return
+                if time.monotonic() >= deadline:
+                    pids = [int(writer.split()[1]) for writer in writers]
+                    cursor.execute(_DESCRIBE, {"pids": pids})
+                    named = tuple(row[0] for row in cursor.fetchall())
+                    raise LogStalledError(certain, named or tuple(sorted(writers)), timeout)
+            time.sleep(pause)
+            pause = min(pause * 2, 0.02)
+
+    def _first_page(self, cursor: Any, mask: Mask, values: Mapping[str, Any]) -> Page:
+        self._execute(cursor, self._statement("fold", mask), {**values, "limit": PAGE})
+        return cursor.fetchall()  # type: ignore[no-any-return]
+
+    def _more_pages(self, cursor: Any, mask: Mask, values: dict[str, Any]) -> Iterator[Page]:
+        # The client would hold the whole result at once, unless it is streamed.
+        values |= {"after": values["after"] + PAGE, "limit": None}
+        text = self._statement("fold", mask).text
+        rows = cursor.stream(text, values, binary=True, size=_STREAM_ROWS)
+        while page := list(islice(rows, PAGE)):
+            yield page
+
+    def _execute(self, cursor: Any, statement: Any, values: Mapping[str, Any]) -> None:
+        cursor.execute(statement.text, values, prepare=True)
+
+    def one_of(self, column: Any, parameter: str) -> Any:
+        return column == any_(bindparam(parameter, type_=ARRAY(Text())))
+
+    def list_value(self, values: Iterable[str]) -> list[str]:
+        return list(values)
+
+    # --- connections ---------------------------------------------------------------------------
+
+    def checkout(self) -> Any:
+        while True:
+            try:
+                pooled = self.engine.raw_connection()
+            except (DBAPIError, PoolTimeoutError, psycopg.Error) as error:
+                cause = error.orig if isinstance(error, DBAPIError) else error
+                raise LogUnavailableError(
+                    f"PostgreSQL could not be reached: {_without_secrets(cause)}", "not written"
+                ) from cause
+            raw: Any = pooled.dbapi_connection
+            if not _is_dropped(raw):
+                break
+            pooled.invalidate()  # seen before anything was sent on it
+        raw.autocommit = True
+        return pooled
+
+    def checkin(self, pooled: Any) -> None:
+        raw = pooled.dbapi_connection
+        if raw is not None and raw.info.transaction_status == TransactionStatus.IDLE:
+            raw.autocommit = False
+        pooled.close()
+
+    def join(self, connection: Connection) -> Any:
+        check_dialect(connection, "postgresql")
+        raw: Any = connection.connection.dbapi_connection
+        if not isinstance(raw, psycopg.Connection):
+            raise InvalidArgumentError(
+                "connection", connection, "its driver is not psycopg 3: use postgresql+psycopg://"
+            )
+        if raw.autocommit:
+            raise InvalidArgumentError(
+                "connection", connection, "it is in AUTOCOMMIT, so it has no transaction to join"
+            )
+        if not connection.in_transaction():
+            connection.begin()
+        return raw
+
+    def cursor(self, raw: Any) -> Any:
+        return raw.cursor(binary=True)
+
+    @contextlib.contextmanager
+    def _transaction(self, connection: Connection | None) -> Iterator[Any]:
+        with self._writing(connection) as cursor:
+            if connection is None:
+                cursor.execute("BEGIN")
+            yield cursor
+            if connection is None:
+                cursor.execute("COMMIT")
+
+    def failed(self, error: BaseException, borrowed: Borrowed) -> BaseException | None:
+        raw, pooled = borrowed.raw, borrowed.pooled
+        lost = raw.closed or raw.broken
+        if pooled is not None:
+            if not lost and raw.info.transaction_status != TransactionStatus.IDLE:
+                with contextlib.suppress(psycopg.Error):
+                    raw.rollback()
+            if lost or raw.info.transaction_status != TransactionStatus.IDLE:
+                pooled.invalidate()
+            else:
+                borrowed.release()
+        if not isinstance(error, psycopg.Error):
+            return None
+        if self._closed:
+            return StoreClosedError()
+        return _translated(error, lost, "unknown" if borrowed.writes else "not written")
+
+
+#: Rows that libpq hands over at a time while a long stream is read.
+_STREAM_ROWS: Final = 500 if psycopg.pq.version() >= 170000 else 1
+
+
+def _is_dropped(raw: Any) -> bool:
+    """Whether the server has closed an idle connection: then its socket has something to read."""
+    try:
+        poll = os_select.poll()
+        poll.register(raw.fileno(), os_select.POLLIN)
+        if not poll.poll(0):
+            return False
+        raw.pgconn.consume_input()  # perhaps only a notice or a notification
+    except (psycopg.Error, OSError):
+        return True
+    return bool(raw.pgconn.status != psycopg.pq.ConnStatus.OK)
+
+
+def _without_secrets(error: object) -> str:
+    """The driver's text, first line only: further ones may repeat connection parameters."""
+    return str(error).strip().partition("\n")[0]
+
+
+def _translated(
+    error: psycopg.Error, lost: bool, outcome: Literal["not written", "unknown"]
+) -> EventStoreError | None:
+    text = f"PostgreSQL: {_without_secrets(error)}"
+    if isinstance(error, pg.UndefinedTable):
+        return SchemaMissingError(
+            None, REVISION, f"{text}: create the tables with: eventstore migrate URL"
+        )
+    if isinstance(error, (pg.ReadOnlySqlTransaction, pg.InsufficientPrivilege)):
+        return LogReadOnlyError(text)
+    if isinstance(
+        error,
+        (pg.LockNotAvailable, pg.DeadlockDetected, pg.SerializationFailure, pg.QueryCanceled),
+    ):
+        return LogLockedError(f"{text}; nothing was written, a retry is safe")
+    if isinstance(error, (pg.DiskFull, pg.OutOfMemory, pg.TooManyConnections)):
+        return LogUnavailableError(text, "not written")
+    if lost or isinstance(error, (pg.AdminShutdown, pg.CrashShutdown, pg.CannotConnectNow)):
+        return LogUnavailableError(text, outcome)
+    return LogError(text)
+
+
+def open_postgres(url: URL, *, durability: Durability = "full") -> tuple[Engine, Callable[[], None]]:
+    """An engine for a PostgreSQL URL, and what to call when it is no longer needed.
+
+    "full" acknowledges a commit when it is durable (the server's `synchronous_commit`); "relaxed"
+    may lose the last commits, never in part, when the server crashes (synchronous_commit=off).
+    """
+    engine = create_engine(url)
+    if durability == "relaxed":
+
+        @event.listens_for(engine, "connect")
+        def connected(raw: Any, _record: Any) -> None:
+            raw.autocommit = True
+            raw.execute("SET synchronous_commit = off")
+            raw.autocommit = False
+
+    return engine, engine.dispose

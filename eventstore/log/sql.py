@@ -1,0 +1,533 @@
+"""What the two SQL backends share: reading, the tables of names, snapshots, idempotency keys.
+
+Hot statements are made once with SQLAlchemy Core and then run as text on a cursor of the pooled
+DBAPI connection: Core at every call would cost more than the database does (docs/decisions.md).
+"""
+
+from __future__ import annotations
+
+import contextlib
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import cache
+from types import TracebackType
+from typing import Any, Final, TypeAlias
+
+import msgspec
+from sqlalchemy import (
+    BigInteger,
+    Connection,
+    Dialect,
+    Engine,
+    Executable,
+    Integer,
+    Select,
+    Text,
+    bindparam,
+    delete,
+    select,
+    update,
+)
+
+from eventstore.errors import (
+    IdempotencyKeyReusedError,
+    InvalidArgumentError,
+    StoreClosedError,
+    StreamDeletedError,
+    WrongExpectedVersionError,
+)
+from eventstore.ids import new_ids
+from eventstore.log.base import (
+    ANY,
+    DELETED,
+    NO_STREAM,
+    Bounds,
+    EventType,
+    Expected,
+    NewEvent,
+    Receipt,
+    Row,
+    Snapshot,
+    StreamInfo,
+    Write,
+)
+from eventstore.log.tables import appends, events, snapshots, streams, types
+
+#: Rows a page, where the log itself pages.
+PAGE: Final = 1000
+
+#: (type key, data) of events in order.
+Page: TypeAlias = Sequence[tuple[int, bytes]]
+
+#: Which of the three bounds of a read are given.
+Mask: TypeAlias = tuple[bool, bool, bool]
+
+_receipts = msgspec.json.Decoder(tuple[Receipt, ...])
+_tombstone: Final = EventType(DELETED, 1)
+
+
+class Statement:
+    """A Core statement as the text and the parameters that the driver takes."""
+
+    __slots__ = ("_names", "text")
+
+    def __init__(self, statement: Executable, dialect: Dialect) -> None:
+        compiled = statement.compile(dialect=dialect)  # type: ignore[attr-defined]
+        self.text: str = str(compiled)
+        self._names: Sequence[str] | None = compiled.positiontup
+
+    def parameters(self, values: Mapping[str, Any]) -> Any:
+        if self._names is None:
+            return values
+        return [values[name] for name in self._names]
+
+
+class Borrowed:
+    """A cursor on a pooled connection, or on the caller's, for one block.
+
+    Errors of the driver leave the block as the library's own.
+    """
+
+    __slots__ = ("_log", "cursor", "pooled", "raw", "writes")
+
+    def __init__(self, log: SqlLog, connection: Connection | None, *, writes: bool) -> None:
+        self._log = log
+        self.writes = writes
+        self.pooled = None if connection is not None else log.checkout()
+        self.raw: Any = (
+            log.join(connection) if connection is not None else self.pooled.dbapi_connection  # type: ignore[union-attr]
+        )
+        self.cursor: Any = log.cursor(self.raw)
+
+    def release(self) -> None:
+        """Give the cursor and the connection back."""
+        self.cursor.close()
+        if self.pooled is not None:
+            self._log.checkin(self.pooled)
+
+    def __enter__(self) -> Any:
+        return self.cursor
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if error is None:
+            self.release()
+            return
+        translated = self._log.failed(error, self)
+        if translated is not None:
+            raise translated from error
+
+
+class SqlLog(ABC):
+    """The part of a log that SQLite and PostgreSQL have in common."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+        self._closed = False
+        self._types: dict[int, EventType] = {}
+        self._type_ids: dict[EventType, int] = {}
+        self._statement = cache(self._compiled)
+
+    # --- what a backend adds -------------------------------------------------------------------
+
+    @abstractmethod
+    def checkout(self) -> Any:
+        """A pooled connection on which each statement commits by itself."""
+
+    @abstractmethod
+    def checkin(self, pooled: Any) -> None:
+        """Give it back as the engine's other users expect it."""
+
+    @abstractmethod
+    def join(self, connection: Connection) -> Any:
+        """The DBAPI connection of a caller's transaction, which is begun if it was not."""
+
+    @abstractmethod
+    def cursor(self, raw: Any) -> Any:
+        """A cursor for hot statements."""
+
+    @abstractmethod
+    def failed(self, error: BaseException, borrowed: Borrowed) -> BaseException | None:
+        """Clean up after a block that failed; the error to raise instead, if it is a driver's."""
+
+    @abstractmethod
+    def one_of(self, column: Any, parameter: str) -> Any:
+        """The condition that a column's value is in the list that is given as `parameter`."""
+
+    @abstractmethod
+    def list_value(self, values: Iterable[str]) -> Any:
+        """A list as the value of such a parameter."""
+
+    @abstractmethod
+    def _first_page(self, cursor: Any, mask: Mask, values: Mapping[str, Any]) -> Page:
+        """The first PAGE rows of a fold."""
+
+    @abstractmethod
+    def _more_pages(self, cursor: Any, mask: Mask, values: dict[str, Any]) -> Iterator[Page]:
+        """The rows after the first page, in pages; no more than a few are in memory at once."""
+
+    @abstractmethod
+    def _write(
+        self,
+        writes: Sequence[Write],
+        key: str | None,
+        recorded_at: int | None,
+        connection: Connection | None,
+        *,
+        erase: bool = False,
+    ) -> tuple[Receipt, ...]:
+        """Append in one transaction; with `erase`, leave only the new events."""
+
+    # --- appending -----------------------------------------------------------------------------
+
+    def append(
+        self,
+        writes: Sequence[Write],
+        *,
+        key: str | None = None,
+        recorded_at: int | None = None,
+        connection: Connection | None = None,
+    ) -> tuple[Receipt, ...]:
+        self._check_open()
+        if len({write.stream for write in writes}) != len(writes):
+            names = [write.stream for write in writes]
+            raise InvalidArgumentError("writes", names, "a stream may occur once in an append")
+        for write in writes:
+            expected = write.expected
+            if isinstance(expected, int) and expected < 0:
+                raise InvalidArgumentError(
+                    "expected", expected, "use a version from 0, ANY, NO_STREAM or STREAM_EXISTS"
+                )
+        if not writes:
+            return ()
+        return self._write(writes, key, recorded_at, connection)
+
+    def delete(
+        self, stream: str, expected: Expected = ANY, *, connection: Connection | None = None
+    ) -> Receipt:
+        self._check_open()
+        if expected in (0, NO_STREAM):
+            raise InvalidArgumentError("expected", expected, "there must be a stream to delete")
+        tombstone = NewEvent(_tombstone, b"{}", new_ids(1)[0])
+        write = Write(stream, [tombstone], expected)
+        return self._write([write], None, None, connection, erase=True)[0]
+
+    def _refuse(self, cursor: Any, write: Write) -> None:
+        """Raise for what keeps a write out; return if nothing does."""
+        found = self._row(cursor, "head", name=write.stream)
+        version, deleted = (found[1], found[3]) if found else (0, False)
+        if deleted:
+            raise StreamDeletedError(write.stream)
+        expected = write.expected
+        if expected is ANY or (isinstance(expected, int) and expected == version):
+            return
+        if (version > 0) is not (expected is NO_STREAM) and not isinstance(expected, int):
+            return
+        raise WrongExpectedVersionError(write.stream, expected, version)
+
+    # --- idempotency keys ----------------------------------------------------------------------
+
+    def receipts(self, key: str) -> tuple[Receipt, ...] | None:
+        with self._reading() as cursor:
+            row = self._row(cursor, "receipts", key=key)
+        return _receipts.decode(row[0]) if row else None
+
+    def _first_receipts(
+        self, cursor: Any, key: str, writes: Sequence[Write]
+    ) -> tuple[Receipt, ...] | None:
+        row = self._row(cursor, "receipts", key=key)
+        if row is None:
+            return None
+        first = _receipts.decode(row[0])
+        asked = tuple(write.stream for write in writes)
+        if tuple(receipt.stream for receipt in first) != asked:
+            raise IdempotencyKeyReusedError(key, asked, tuple(r.stream for r in first))
+        return first
+
+    # --- reading -------------------------------------------------------------------------------
+
+    def fold(
+        self,
+        stream: str,
+        after: int = 0,
+        until: Bounds = Bounds(),  # noqa: B008 (immutable)
+        *,
+        fingerprint: bytes | None = None,
+        connection: Connection | None = None,
+    ) -> tuple[Snapshot | None, Iterator[Page]]:
+        self._check_open()
+        borrowed = self._reading(connection)
+        values = {"stream": stream, "after": after, **_given(until)}
+        snapshot = None
+        with _released_on_error(borrowed):
+            cursor = borrowed.cursor
+            if fingerprint is not None:
+                values["fingerprint"] = fingerprint
+                row = self._row(cursor, "snapshot", _mask(until), **values)
+                if row is not None:
+                    snapshot = Snapshot(*row)
+                    values["after"] = snapshot.version
+            page = self._first_page(cursor, _mask(until), values)
+        if len(page) < PAGE:  # nearly always: no connection is held while events are applied
+            borrowed.release()
+            return snapshot, iter((page,))
+        return snapshot, self._all_pages(borrowed, page, _mask(until), values)
+
+    def _all_pages(
+        self, borrowed: Borrowed, page: Page, mask: Mask, values: dict[str, Any]
+    ) -> Iterator[Page]:
+        with borrowed as cursor:
+            yield page
+            yield from self._more_pages(cursor, mask, values)
+
+    def read(
+        self,
+        stream: str,
+        after: int,
+        until: Bounds,
+        *,
+        limit: int,
+        backwards: bool = False,
+        types: Iterable[str] | None = None,
+        connection: Connection | None = None,
+    ) -> Sequence[Row]:
+        values = {"stream": stream, "after": after, "limit": limit, **_given(until)}
+        if types is not None:
+            values["types"] = self.list_value(types)
+        statement = self._statement("read", _mask(until), backwards, types is not None)
+        with self._reading(connection) as cursor:
+            self._execute(cursor, statement, values)
+            return [Row(*row) for row in cursor.fetchall()]
+
+    def read_all(
+        self,
+        after: int,
+        until: Bounds,
+        *,
+        limit: int,
+        backwards: bool = False,
+        categories: Iterable[str] | None = None,
+        types: Iterable[str] | None = None,
+    ) -> Sequence[Row]:
+        values = {"after": after, "limit": limit, **_given(until)}
+        if types is not None:
+            values["types"] = self.list_value(types)
+        if categories is not None:
+            values["categories"] = self.list_value(categories)
+        statement = self._statement(
+            "read_all", _mask(until), backwards, types is not None, categories is not None
+        )
+        with self._reading() as cursor:
+            self._execute(cursor, statement, values)
+            return [Row(*row) for row in cursor.fetchall()]
+
+    def event_type(self, key: int, connection: Connection | None = None) -> EventType:
+        found = self._types.get(key)
+        if found is None:
+            with self._reading(connection) as cursor:
+                self._execute(cursor, self._statement("types"), {})
+                known = {id: EventType(name, version) for id, name, version in cursor.fetchall()}
+            found = known[key]
+            if connection is None:  # what a caller's transaction added may yet be rolled back
+                self._types.update(known)
+        return found
+
+    def stream(self, name: str, *, connection: Connection | None = None) -> StreamInfo | None:
+        with self._reading(connection) as cursor:
+            row = self._row(cursor, "head", name=name)
+        return None if row is None else StreamInfo(row[0], row[1], row[2], bool(row[3]))
+
+    def streams(self, category: str | None, after: str, limit: int) -> Sequence[StreamInfo]:
+        values = {"category": category, "after": after, "limit": limit}
+        with self._reading() as cursor:
+            self._execute(cursor, self._statement("streams", category is not None), values)
+            return [StreamInfo(*row[:3], bool(row[3])) for row in cursor.fetchall()]
+
+    # --- snapshots -----------------------------------------------------------------------------
+
+    def save_snapshot(
+        self,
+        stream: str,
+        fingerprint: bytes,
+        snapshot: Snapshot,
+        *,
+        connection: Connection | None = None,
+    ) -> None:
+        values = {"stream": stream, "fingerprint": fingerprint, **snapshot._asdict()}
+        with self._writing(connection) as cursor:
+            self._execute(cursor, self._statement("save_snapshot"), values)
+
+    def delete_snapshots(self, stream: str | None = None) -> int:
+        statement = self._statement("delete_snapshots", stream is not None)
+        with self._writing() as cursor:
+            self._execute(cursor, statement, {"stream": stream})
+            return int(cursor.rowcount)
+
+    # --- plumbing ------------------------------------------------------------------------------
+
+    def close(self) -> None:
+        self._closed = True
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise StoreClosedError
+
+    def _reading(self, connection: Connection | None = None) -> Borrowed:
+        self._check_open()
+        return Borrowed(self, connection, writes=False)
+
+    def _writing(self, connection: Connection | None = None) -> Borrowed:
+        self._check_open()
+        return Borrowed(self, connection, writes=True)
+
+    def _execute(self, cursor: Any, statement: Statement, values: Mapping[str, Any]) -> None:
+        cursor.execute(statement.text, statement.parameters(values))
+
+    def _row(self, cursor: Any, name: str, *shape: Any, **values: Any) -> Any:
+        self._execute(cursor, self._statement(name, *shape), values)
+        return cursor.fetchone()
+
+    def _compiled(self, name: str, *shape: Any) -> Statement:
+        return Statement(getattr(_Queries(self), name)(*shape), self.engine.dialect)
+
+
+def check_dialect(connection: Connection, name: str) -> None:
+    """Raise InvalidArgumentError for a connection to another kind of database."""
+    if connection.dialect.name != name:
+        raise InvalidArgumentError(
+            "connection",
+            connection,
+            f"it goes to {connection.dialect.name}, and this store is in {name}",
+        )
+
+
+@contextlib.contextmanager
+def _released_on_error(borrowed: Borrowed) -> Iterator[None]:
+    try:
+        yield
+    except BaseException as error:
+        borrowed.__exit__(type(error), error, error.__traceback__)
+        raise
+
+
+def _mask(until: Bounds) -> Mask:
+    return (until.version is not None, until.position is not None, until.recorded_at is not None)
+
+
+def _given(until: Bounds) -> dict[str, int]:
+    return {f"until_{name}": value for name, value in until._asdict().items() if value is not None}
+
+
+class _Queries:
+    """The statements, by name; the shape of a call decides which conditions one has."""
+
+    def __init__(self, log: SqlLog) -> None:
+        self._one_of = log.one_of
+
+    def head(self) -> Select[Any]:
+        c = streams.c
+        return select(c.name, c.version, c.recorded_at, c.deleted).where(c.name == _text("name"))
+
+    def streams(self, of_category: bool) -> Select[Any]:
+        c = streams.c
+        query = select(c.name, c.version, c.recorded_at, c.deleted)
+        query = query.where(c.name > _text("after")).order_by(c.name).limit(_limit())
+        return query.where(c.category == _text("category")) if of_category else query
+
+    def types(self) -> Select[Any]:
+        return select(types.c.id, types.c.name, types.c.version)
+
+    def receipts(self) -> Select[Any]:
+        return select(appends.c.receipts).where(appends.c.key == _text("key"))
+
+    def fold(self, mask: Mask) -> Select[Any]:
+        c = events.c
+        query = select(c.type_id, c.data).where(c.stream_id == _stream_id())
+        query = _within(query, c, mask).where(c.version > _int("after"))
+        return query.order_by(c.version).limit(_limit())
+
+    def read(self, mask: Mask, backwards: bool, of_types: bool) -> Select[Any]:
+        query = self._rows(of_types).where(events.c.stream_id == _stream_id())
+        version = events.c.version
+        query = _within(query, events.c, mask).where(version > _int("after"))
+        return query.order_by(version.desc() if backwards else version).limit(_limit())
+
+    def read_all(
+        self, mask: Mask, backwards: bool, of_types: bool, of_categories: bool
+    ) -> Select[Any]:
+        query = self._rows(of_types)
+        if of_categories:
+            query = query.where(self._one_of(streams.c.category, "categories"))
+        position = events.c.position
+        query = _within(query, events.c, mask).where(position > _int("after"))
+        return query.order_by(position.desc() if backwards else position).limit(_limit())
+
+    def _rows(self, of_types: bool) -> Select[Any]:
+        c = events.c
+        query = select(
+            c.position, streams.c.name, c.version, c.type_id, c.data, c.metadata, c.id, c.recorded_at
+        ).join(streams, streams.c.id == c.stream_id)
+        if of_types:
+            wanted = select(types.c.id).where(self._one_of(types.c.name, "types"))
+            query = query.where(c.type_id.in_(wanted))
+        return query
+
+    def snapshot(self, mask: Mask) -> Select[Any]:
+        c = snapshots.c
+        query = select(c.version, c.position, c.recorded_at, c.state).where(
+            c.stream_id == _stream_id(),
+            c.fingerprint == bindparam("fingerprint", type_=c.fingerprint.type),
+            c.version > _int("after"),
+        )
+        return _within(query, c, mask).order_by(c.version.desc()).limit(1)
+
+    def save_snapshot(self) -> Executable:
+        c = snapshots.c
+        names = ("fingerprint", "version", "position", "recorded_at", "state")
+        values = [bindparam(name, type_=c[name].type) for name in names]
+        source = select(streams.c.id, *values).where(streams.c.name == _text("stream"))
+        # The same state at the same version again: there is nothing to lose in passing it over.
+        taken = select(1).where(
+            c.stream_id == streams.c.id,
+            c.fingerprint == values[0],
+            c.version == values[1],
+        )
+        return snapshots.insert().from_select(["stream_id", *names], source.where(~taken.exists()))
+
+    def delete_snapshots(self, of_stream: bool) -> Executable:
+        query = delete(snapshots)
+        return query.where(snapshots.c.stream_id == _stream_id()) if of_stream else query
+
+    def set_receipts(self) -> Executable:
+        return (
+            update(appends)
+            .where(appends.c.key == _text("key"))
+            .values(receipts=bindparam("receipts", type_=appends.c.receipts.type))
+        )
+
+
+def _text(name: str) -> Any:
+    return bindparam(name, type_=Text())
+
+
+def _int(name: str) -> Any:
+    return bindparam(name, type_=BigInteger())
+
+
+def _limit() -> Any:
+    return bindparam("limit", type_=Integer())
+
+
+def _stream_id() -> Any:
+    return select(streams.c.id).where(streams.c.name == _text("stream")).scalar_subquery()
+
+
+def _within(query: Select[Any], c: Any, mask: Mask) -> Select[Any]:
+    for column, bounded in zip((c.version, c.position, c.recorded_at), mask, strict=True):
+        if bounded:
+            query = query.where(column <= _int(f"until_{column.name}"))
+    return query

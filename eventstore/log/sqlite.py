@@ -1,0 +1,332 @@
+"""The log in SQLite: one writer at a time, so the order of commits is the order of positions."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sqlite3
+import threading
+import uuid
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, Final, Literal
+
+import msgspec
+from sqlalchemy import (
+    URL,
+    Connection,
+    Engine,
+    QueuePool,
+    Text,
+    bindparam,
+    create_engine,
+    event,
+    func,
+    select,
+)
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
+
+from eventstore import moments
+from eventstore.errors import (
+    EventStoreError,
+    LogError,
+    LogLockedError,
+    LogReadOnlyError,
+    LogUnavailableError,
+    StoreClosedError,
+)
+from eventstore.log.base import ANY, NO_STREAM, STREAM_EXISTS, EventType, Receipt, Write
+from eventstore.log.sql import PAGE, Borrowed, Mask, Page, SqlLog, check_dialect
+from eventstore.names import category_of
+
+Durability = Literal["full", "relaxed"]
+
+# The head comes first in every append: it is the check, and it gives the version and the time.
+_HEAD_NEW: Final = """
+    INSERT INTO eventstore_streams (name, category, version, recorded_at, deleted)
+    VALUES (:name, :category, :count, :now, 0)
+    ON CONFLICT (name) DO NOTHING
+    RETURNING id, version, recorded_at"""
+_HEAD_ANY: Final = """
+    INSERT INTO eventstore_streams (name, category, version, recorded_at, deleted)
+    VALUES (:name, :category, :count, :now, 0)
+    ON CONFLICT (name) DO UPDATE
+       SET version = version + excluded.version, recorded_at = max(recorded_at, :now)
+     WHERE NOT deleted
+    RETURNING id, version, recorded_at"""
+_HEAD_EXISTS: Final = """
+    UPDATE eventstore_streams
+       SET version = version + :count, recorded_at = max(recorded_at, :now)
+     WHERE name = :name AND NOT deleted
+    RETURNING id, version, recorded_at"""
+_HEAD_AT: Final = """
+    UPDATE eventstore_streams
+       SET version = version + ?, recorded_at = max(recorded_at, ?)
+     WHERE name = ? AND version = ? AND NOT deleted
+    RETURNING id, version, recorded_at"""
+_EVENT: Final = """
+    INSERT INTO eventstore_events (stream_id, version, type_id, recorded_at, id, data, metadata)
+    VALUES (?, ?, ?, ?, ?, ?, ?)"""
+_LATEST: Final = """
+    SELECT max(recorded_at) FROM eventstore_streams
+     WHERE name IN (SELECT value FROM json_each(?))"""
+_CLAIM: Final = """
+    INSERT INTO eventstore_appends (key, receipts, recorded_at) VALUES (?, x'', ?)"""
+_TYPE: Final = "SELECT id FROM eventstore_types WHERE name = ? AND version = ?"
+_NEW_TYPE: Final = "INSERT INTO eventstore_types (name, version) VALUES (?, ?)"
+
+
+class SqliteLog(SqlLog):
+    """Events in a SQLite file, or in memory."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        *,
+        clock: Callable[[], int] = moments.now,
+        lock_timeout: float = 5.0,
+    ) -> None:
+        super().__init__(engine)
+        self._clock = clock
+        self._lock_timeout = lock_timeout
+        # Threads of one process queue here: fairer and quicker than SQLite's sleep and retry.
+        self._writer = threading.Lock()
+
+    # --- appending -----------------------------------------------------------------------------
+
+    def _write(
+        self,
+        writes: Sequence[Write],
+        key: str | None,
+        recorded_at: int | None,
+        connection: Connection | None,
+        *,
+        erase: bool = False,
+    ) -> tuple[Receipt, ...]:
+        new_types: dict[EventType, int] = {}
+        with self._transaction(connection) as cursor:
+            if key is not None:
+                first = self._first_receipts(cursor, key, writes)
+                if first is not None:
+                    return first
+            now = self._clock() if recorded_at is None else recorded_at
+            if len(writes) > 1:
+                names = self.list_value(write.stream for write in writes)
+                now = max(now, cursor.execute(_LATEST, (names,)).fetchone()[0] or 0)
+            receipts = tuple(self._append(cursor, write, now, new_types) for write in writes)
+            if erase:
+                _erase(cursor, receipts[0])
+            if key is not None:
+                cursor.execute(_CLAIM, (key, now))
+                values = {"key": key, "receipts": msgspec.json.encode(receipts)}
+                self._execute(cursor, self._statement("set_receipts"), values)
+        if new_types and connection is None:  # else a rollback may yet take their ids back
+            self._type_ids.update(new_types)
+        return receipts
+
+    def _append(
+        self, cursor: Any, write: Write, now: int, new_types: dict[EventType, int]
+    ) -> Receipt:
+        stream, new, expected = write
+        count = len(new)
+        if not count:
+            self._refuse(cursor, write)
+            head = self._row(cursor, "head", name=stream)
+            return Receipt(stream, head[1], 0, head[2]) if head else Receipt(stream, 0, 0, now)
+        if expected.__class__ is int and expected:
+            cursor.execute(_HEAD_AT, (count, now, stream, expected))
+        else:
+            values = {"name": stream, "category": category_of(stream), "count": count, "now": now}
+            cursor.execute(_HEADS[expected], values)
+        head = cursor.fetchone()
+        if head is None:
+            self._refuse(cursor, write)
+            raise LogError(f"stream {stream!r} changed while this connection held the write lock")
+        stream_id, version, moment = head
+        type_ids = self._type_ids
+        rows = []
+        for number, (type, data, id, metadata) in enumerate(new, version - count + 1):
+            type_id = type_ids.get(type) or self._type_id(cursor, type, new_types)
+            rows.append((stream_id, number, type_id, moment, id, data, metadata))
+        if count > 1:
+            cursor.executemany(_EVENT, rows[:-1])
+        cursor.execute(_EVENT, rows[-1])
+        return Receipt(stream, version, cursor.lastrowid, moment)
+
+    def _type_id(self, cursor: Any, type: EventType, new_types: dict[EventType, int]) -> int:
+        if type not in new_types:
+            found = cursor.execute(_TYPE, type).fetchone()
+            new_types[type] = found[0] if found else cursor.execute(_NEW_TYPE, type).lastrowid
+        return new_types[type]
+
+    # --- reading -------------------------------------------------------------------------------
+
+    def settled(self, timeout: float) -> int:
+        with self._reading() as cursor:
+            return cursor.execute("SELECT max(position) FROM eventstore_events").fetchone()[0] or 0
+
+    def _first_page(self, cursor: Any, mask: Mask, values: Mapping[str, Any]) -> Page:
+        self._execute(cursor, self._statement("fold", mask), {**values, "limit": -1})
+        return cursor.fetchmany(PAGE)  # type: ignore[no-any-return]
+
+    def _more_pages(self, cursor: Any, mask: Mask, values: dict[str, Any]) -> Iterator[Page]:
+        while page := cursor.fetchmany(PAGE):
+            yield page
+
+    def one_of(self, column: Any, parameter: str) -> Any:
+        return column.in_(select(func.json_each(bindparam(parameter, type_=Text())).table_valued("value").c.value))
+
+    def list_value(self, values: Iterable[str]) -> str:
+        return json.dumps(list(values))
+
+    # --- connections ---------------------------------------------------------------------------
+
+    def checkout(self) -> Any:
+        try:
+            return self.engine.raw_connection()
+        except (DBAPIError, PoolTimeoutError, sqlite3.Error) as error:
+            cause = error.orig if isinstance(error, DBAPIError) else error
+            raise _translated(cause, "not written") or LogError(str(cause)) from cause
+
+    def checkin(self, pooled: Any) -> None:
+        pooled.close()
+
+    def join(self, connection: Connection) -> Any:
+        check_dialect(connection, "sqlite")
+        if not connection.in_transaction():
+            connection.begin()
+        raw = connection.connection.dbapi_connection
+        assert raw is not None
+        if not raw.in_transaction:  # type: ignore[attr-defined]
+            # A driver in its default mode begins before a write by itself, but then not
+            # before our reads, and in autocommit mode not at all.
+            try:
+                raw.cursor().execute("BEGIN IMMEDIATE")
+            except sqlite3.Error as error:
+                raise _translated(error, "not written") or LogError(str(error)) from error
+        return raw
+
+    def cursor(self, raw: Any) -> Any:
+        return raw.cursor()
+
+    @contextlib.contextmanager
+    def _transaction(self, connection: Connection | None) -> Iterator[Any]:
+        if connection is not None:
+            with self._writing(connection) as cursor:
+                yield cursor
+            return
+        if not self._writer.acquire(timeout=self._lock_timeout):
+            raise LogLockedError(
+                f"another thread has been writing for {self._lock_timeout:g} s; nothing was "
+                "written, a retry is safe"
+            )
+        try:
+            with self._writing() as cursor:
+                cursor.execute("BEGIN IMMEDIATE")
+                yield cursor
+                cursor.execute("COMMIT")
+        finally:
+            self._writer.release()
+
+    def failed(self, error: BaseException, borrowed: Borrowed) -> BaseException | None:
+        pooled = borrowed.pooled
+        committing = False
+        if pooled is not None:
+            # After a COMMIT that failed, SQLite says by itself whether the transaction still is.
+            committing = borrowed.writes and not borrowed.raw.in_transaction
+            if borrowed.raw.in_transaction:
+                with contextlib.suppress(sqlite3.Error):
+                    borrowed.raw.rollback()
+        with contextlib.suppress(sqlite3.Error):
+            borrowed.release()
+        if isinstance(error, sqlite3.Error):
+            if self._closed:
+                return StoreClosedError()
+            return _translated(error, "unknown" if committing else "not written")
+        return None
+
+
+def _erase(cursor: Any, tombstone: Receipt) -> None:
+    stream_id = "(SELECT id FROM eventstore_streams WHERE name = ?)"
+    cursor.execute("UPDATE eventstore_streams SET deleted = 1 WHERE name = ?", tombstone[:1])
+    cursor.execute(
+        f"DELETE FROM eventstore_events WHERE stream_id = {stream_id} AND version < ?",
+        tombstone[:2],
+    )
+    cursor.execute(
+        f"DELETE FROM eventstore_snapshots WHERE stream_id = {stream_id}", tombstone[:1]
+    )
+
+
+_HEADS: Final[dict[Any, str]] = {
+    0: _HEAD_NEW,
+    NO_STREAM: _HEAD_NEW,
+    ANY: _HEAD_ANY,
+    STREAM_EXISTS: _HEAD_EXISTS,
+}
+
+
+def _translated(
+    error: BaseException | None, outcome: Literal["not written", "unknown"]
+) -> EventStoreError | None:
+    if isinstance(error, PoolTimeoutError):
+        return LogUnavailableError(f"no connection came free in the pool: {error}", "not written")
+    if not isinstance(error, sqlite3.Error):
+        return None
+    code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+    if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+        return LogLockedError(
+            f"SQLite: {error}: another connection held the lock for the whole lock_timeout, or "
+            "this transaction had read before another one wrote; nothing was written, roll back "
+            "and retry"
+        )
+    if code == sqlite3.SQLITE_READONLY:
+        return LogReadOnlyError(f"SQLite: {error}: open a file that this process may write to")
+    if code in (sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT):
+        return LogUnavailableError(f"SQLite: {error}", "not written")
+    if code in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR):
+        return LogUnavailableError(f"SQLite: {error}", outcome)
+    return LogError(f"SQLite: {error}")
+
+
+def open_sqlite(
+    url: URL, *, durability: Durability = "full", lock_timeout: float = 5.0
+) -> tuple[Engine, Callable[[], None]]:
+    """An engine for a SQLite URL, and what to call when it is no longer needed.
+
+    "full" makes each commit durable before it is acknowledged (synchronous=FULL); "relaxed" may
+    lose the last commits, never more and never in part, when the machine loses power
+    (synchronous=NORMAL). A memory database lives as long as the engine.
+    """
+    if sqlite3.sqlite_version_info < (3, 36):
+        raise LogError(
+            f"SQLite {sqlite3.sqlite_version} is too old: 3.36 (2021) or later is needed"
+        )
+    anchor: sqlite3.Connection | None = None
+    if url.database in (None, "", ":memory:"):
+        # A named memory database, so that each pooled connection sees the same one; it is there
+        # until the last connection to it closes.
+        name = f"file:/eventstore-{uuid.uuid4().hex}?vfs=memdb"
+        anchor = sqlite3.connect(name, uri=True, check_same_thread=False)
+        url = url.set(database=name, query={"uri": "true"})
+    engine = create_engine(
+        url,
+        poolclass=QueuePool,
+        connect_args={"timeout": lock_timeout, "check_same_thread": False},
+    )
+
+    @event.listens_for(engine, "connect")
+    def connected(raw: Any, _record: Any) -> None:
+        raw.isolation_level = None  # transactions are ours to begin: see "begin" below
+        raw.execute(f"PRAGMA synchronous = {'FULL' if durability == 'full' else 'NORMAL'}")
+
+    @event.listens_for(engine, "begin")
+    def begun(connection: Connection) -> None:
+        connection.exec_driver_sql("BEGIN")
+
+    def close() -> None:
+        engine.dispose()
+        if anchor is not None:
+            anchor.close()
+
+    return engine, close
