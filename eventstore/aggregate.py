@@ -78,7 +78,7 @@ def _factory(default: Any) -> Callable[[], Any] | tuple[Any]:
     factory = getattr(default, "default_factory", None)
     if isinstance(default, dataclasses.Field) or type(default).__module__.startswith("msgspec"):
         if callable(factory):
-            return factory
+            return lambda: factory()
         default = getattr(default, "default", default)
     if copy.deepcopy(default) is default:
         return (default,)

@@ -1,32 +1,32 @@
 """Every error of the library. Each says what to do and carries its data as attributes.
 
-    EventStoreError
-    ├── DefinitionError              a class of yours is declared wrongly; raised when it is made
-    │   └── EventNameTakenError      two event classes claim one stored name
-    ├── InvalidEventError            an event holds a value that its annotations do not allow
-    │   └── EventTooLargeError       its payload or metadata is over the limit
-    ├── InvalidNameError             an aggregate id or a stream's name cannot be one
-    ├── InvalidTimeError             a moment that is naive, or no moment at all
-    ├── InvalidArgumentError         an argument of a call makes no sense
-    ├── StreamError                  about one stream
-    │   ├── WrongExpectedVersionError   somebody else appended first; load again and retry
-    │   ├── StreamNotFoundError         no such stream (at that moment)
-    │   └── StreamDeletedError          it was deleted; its name stays closed
-    ├── IdempotencyKeyReusedError    a key came back with a request for other streams
-    ├── StoredEventError             what is in the log cannot become an event
-    │   ├── CorruptEventError           the bytes are not a payload of its type
-    │   ├── UnknownEventError           no class has that stored name
-    │   └── NewerEventError             it was written by a later version of its class
-    ├── SchemaError                  the database's tables are not those of this library
-    │   ├── SchemaMissingError
-    │   ├── SchemaOutdatedError
-    │   └── SchemaTooNewError
-    ├── LogError                     the database refused or failed
-    │   ├── LogLockedError              a lock was not had in time; nothing was written
-    │   ├── LogReadOnlyError            it cannot be written to; nothing was written
-    │   ├── LogUnavailableError         it went away; `.outcome` says what became of the append
-    │   └── LogStalledError             a reader waits for a writer that does not end
-    └── StoreClosedError             the store was closed
+EventStoreError
+├── DefinitionError              a class of yours is declared wrongly; raised when it is made
+│   └── EventNameTakenError      two event classes claim one stored name
+├── InvalidEventError            an event holds a value that its annotations do not allow
+│   └── EventTooLargeError       its payload or metadata is over the limit
+├── InvalidNameError             an aggregate id or a stream's name cannot be one
+├── InvalidTimeError             a moment that is naive, or no moment at all
+├── InvalidArgumentError         an argument of a call makes no sense
+├── StreamError                  about one stream
+│   ├── WrongExpectedVersionError   somebody else appended first; load again and retry
+│   ├── StreamNotFoundError         no such stream (at that moment)
+│   └── StreamDeletedError          it was deleted; its name stays closed
+├── IdempotencyKeyReusedError    a key came back with a request for other streams
+├── StoredEventError             what is in the log cannot become an event
+│   ├── CorruptEventError           the bytes are not a payload of its type
+│   ├── UnknownEventError           no class has that stored name
+│   └── NewerEventError             it was written by a later version of its class
+├── SchemaError                  the database's tables are not those of this library
+│   ├── SchemaMissingError
+│   ├── SchemaOutdatedError
+│   └── SchemaTooNewError
+├── LogError                     the database refused or failed
+│   ├── LogLockedError              a lock was not had in time; nothing was written
+│   ├── LogReadOnlyError            it cannot be written to; nothing was written
+│   ├── LogUnavailableError         it went away; `.outcome` says what became of the append
+│   └── LogStalledError             a reader waits for a writer that does not end
+└── StoreClosedError             the store was closed
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, ClassVar, Final, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Final, TypeAlias, TypeVar, dataclass_transform
 from uuid import UUID
 
 import msgspec
@@ -44,6 +44,7 @@ def upcast(from_version: int) -> Callable[[U], U]:
     return mark
 
 
+@dataclass_transform(frozen_default=True, field_specifiers=(msgspec.field,))
 class EventType(msgspec.StructMeta):
     """The class of event classes: gives each a stored name, a schema version and upcasters."""
 

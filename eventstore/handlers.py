@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Final, Generic, Protocol, TypeVar, overload
 
 from eventstore.errors import DefinitionError
-from eventstore.event import Event, EventType, RecordedEvent
+from eventstore.event import Event, RecordedEvent
 
 E = TypeVar("E", bound=Event)
 Owner = TypeVar("Owner")
@@ -16,14 +16,13 @@ _HANDLES: Final = "__handles__"
 
 
 class _Marker(Protocol, Generic[E]):
+    # What is given back takes any event, so that `@on` can stand above another `@on`.
     @overload
-    def __call__(
-        self, handler: Callable[[Owner, E], None], /
-    ) -> Callable[[Owner, E], None]: ...
+    def __call__(self, handler: Callable[[Owner, E], None], /) -> Callable[[Owner, Any], None]: ...
     @overload
     def __call__(
         self, handler: Callable[[Owner, E, RecordedEvent], None], /
-    ) -> Callable[[Owner, E, RecordedEvent], None]: ...
+    ) -> Callable[[Owner, Any, RecordedEvent], None]: ...
 
 
 def on(event_type: type[E]) -> _Marker[E]:
@@ -56,7 +55,7 @@ class Handlers:
         self.takes_record: set[Callable[..., None]] = set()
         names: dict[type[Event], str] = {}
         for method, event_type in _marked(cls):
-            if not isinstance(event_type, EventType):
+            if not (isinstance(event_type, type) and issubclass(event_type, Event)):
                 raise DefinitionError(
                     owner, f"@on({event_type!r}) needs a subclass of Event", member=method
                 )

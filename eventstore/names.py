@@ -62,7 +62,9 @@ class StreamPattern:
         self.prefix, found, self.suffix = text.partition("{id}")
         self.category, slash, _ = self.prefix.partition("/")
         if not found or "{" in self.prefix + self.suffix or "}" in self.prefix + self.suffix:
-            raise DefinitionError(owner, f"stream={text!r} must hold {{id}} once, and no other {{}}")
+            raise DefinitionError(
+                owner, f"stream={text!r} must hold {{id}} once, and no other {{}}"
+            )
         if not self.category or not slash:
             raise DefinitionError(
                 owner, f'stream={text!r} must start with a category: stream="orders/{{id}}"'

@@ -57,9 +57,7 @@ from eventstore.names import category_of
 Durability = Literal["full", "relaxed"]
 
 # As late as possible: evaluated when the head row has been locked.
-_NOW: Final = (
-    "COALESCE(%(now)s::bigint, (extract(epoch FROM clock_timestamp()) * 1000000)::bigint)"
-)
+_NOW: Final = "COALESCE(%(now)s::bigint, (extract(epoch FROM clock_timestamp()) * 1000000)::bigint)"
 _HEAD_NEW: Final = f"""
     INSERT INTO eventstore_streams AS s (name, category, version, recorded_at)
     VALUES (%(stream)s, %(category)s, %(count)s, {_NOW})
@@ -125,7 +123,9 @@ _CLAIM: Final = """
     INSERT INTO eventstore_appends (key, receipts, recorded_at) VALUES (%(key)s, '', 0)
     ON CONFLICT (key) DO NOTHING RETURNING key"""
 _UNCLAIM: Final = "DELETE FROM eventstore_appends WHERE key = %(key)s"
-_DELETED: Final = "UPDATE eventstore_streams SET deleted = true WHERE name = %(stream)s RETURNING id"
+_DELETED: Final = (
+    "UPDATE eventstore_streams SET deleted = true WHERE name = %(stream)s RETURNING id"
+)
 _ERASE: Final = """
     WITH gone AS (DELETE FROM eventstore_snapshots WHERE stream_id = %(id)s)
     DELETE FROM eventstore_events WHERE stream_id = %(id)s AND version < %(version)s"""
@@ -437,7 +437,9 @@ def _translated(
     return LogError(text)
 
 
-def open_postgres(url: URL, *, durability: Durability = "full") -> tuple[Engine, Callable[[], None]]:
+def open_postgres(
+    url: URL, *, durability: Durability = "full"
+) -> tuple[Engine, Callable[[], None]]:
     """An engine for a PostgreSQL URL, and what to call when it is no longer needed.
 
     "full" acknowledges a commit when it is durable (the server's `synchronous_commit`); "relaxed"

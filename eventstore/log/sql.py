@@ -25,6 +25,7 @@ from sqlalchemy import (
     Text,
     bindparam,
     delete,
+    literal_column,
     select,
     update,
 )
@@ -64,6 +65,8 @@ Mask: TypeAlias = tuple[bool, bool, bool]
 
 _receipts = msgspec.json.Decoder(tuple[Receipt, ...])
 _tombstone: Final = EventType(DELETED, 1)
+
+_LIMIT: Final = bindparam("limit", type_=Integer())
 
 
 class Statement:
@@ -387,8 +390,8 @@ class SqlLog(ABC):
     def _execute(self, cursor: Any, statement: Statement, values: Mapping[str, Any]) -> None:
         cursor.execute(statement.text, statement.parameters(values))
 
-    def _row(self, cursor: Any, name: str, *shape: Any, **values: Any) -> Any:
-        self._execute(cursor, self._statement(name, *shape), values)
+    def _row(self, cursor: Any, query: str, /, *shape: Any, **values: Any) -> Any:
+        self._execute(cursor, self._statement(query, *shape), values)
         return cursor.fetchone()
 
     def _compiled(self, name: str, *shape: Any) -> Statement:
@@ -435,7 +438,7 @@ class _Queries:
     def streams(self, of_category: bool) -> Select[Any]:
         c = streams.c
         query = select(c.name, c.version, c.recorded_at, c.deleted)
-        query = query.where(c.name > _text("after")).order_by(c.name).limit(_limit())
+        query = _limited(query.where(c.name > _text("after")).order_by(c.name))
         return query.where(c.category == _text("category")) if of_category else query
 
     def types(self) -> Select[Any]:
@@ -448,13 +451,13 @@ class _Queries:
         c = events.c
         query = select(c.type_id, c.data).where(c.stream_id == _stream_id())
         query = _within(query, c, mask).where(c.version > _int("after"))
-        return query.order_by(c.version).limit(_limit())
+        return _limited(query.order_by(c.version))
 
     def read(self, mask: Mask, backwards: bool, of_types: bool) -> Select[Any]:
         query = self._rows(of_types).where(events.c.stream_id == _stream_id())
         version = events.c.version
         query = _within(query, events.c, mask).where(version > _int("after"))
-        return query.order_by(version.desc() if backwards else version).limit(_limit())
+        return _limited(query.order_by(version.desc() if backwards else version))
 
     def read_all(
         self, mask: Mask, backwards: bool, of_types: bool, of_categories: bool
@@ -464,12 +467,19 @@ class _Queries:
             query = query.where(self._one_of(streams.c.category, "categories"))
         position = events.c.position
         query = _within(query, events.c, mask).where(position > _int("after"))
-        return query.order_by(position.desc() if backwards else position).limit(_limit())
+        return _limited(query.order_by(position.desc() if backwards else position))
 
     def _rows(self, of_types: bool) -> Select[Any]:
         c = events.c
         query = select(
-            c.position, streams.c.name, c.version, c.type_id, c.data, c.metadata, c.id, c.recorded_at
+            c.position,
+            streams.c.name,
+            c.version,
+            c.type_id,
+            c.data,
+            c.metadata,
+            c.id,
+            c.recorded_at,
         ).join(streams, streams.c.id == c.stream_id)
         if of_types:
             wanted = select(types.c.id).where(self._one_of(types.c.name, "types"))
@@ -483,7 +493,7 @@ class _Queries:
             c.fingerprint == bindparam("fingerprint", type_=c.fingerprint.type),
             c.version > _int("after"),
         )
-        return _within(query, c, mask).order_by(c.version.desc()).limit(1)
+        return _limited(_within(query, c, mask).order_by(c.version.desc()), literal_column("1"))
 
     def save_snapshot(self) -> Executable:
         c = snapshots.c
@@ -518,8 +528,9 @@ def _int(name: str) -> Any:
     return bindparam(name, type_=BigInteger())
 
 
-def _limit() -> Any:
-    return bindparam("limit", type_=Integer())
+def _limited(query: Select[Any], limit: Any = _LIMIT) -> Select[Any]:
+    # SQLAlchemy gives SQLite an offset anyhow, and as a parameter if it is not spelled out.
+    return query.limit(limit).offset(literal_column("0"))
 
 
 def _stream_id() -> Any:

@@ -174,7 +174,9 @@ class SqliteLog(SqlLog):
             yield page
 
     def one_of(self, column: Any, parameter: str) -> Any:
-        return column.in_(select(func.json_each(bindparam(parameter, type_=Text())).table_valued("value").c.value))
+        return column.in_(
+            select(func.json_each(bindparam(parameter, type_=Text())).table_valued("value").c.value)
+        )
 
     def list_value(self, values: Iterable[str]) -> str:
         return json.dumps(list(values))
@@ -253,9 +255,7 @@ def _erase(cursor: Any, tombstone: Receipt) -> None:
         f"DELETE FROM eventstore_events WHERE stream_id = {stream_id} AND version < ?",
         tombstone[:2],
     )
-    cursor.execute(
-        f"DELETE FROM eventstore_snapshots WHERE stream_id = {stream_id}", tombstone[:1]
-    )
+    cursor.execute(f"DELETE FROM eventstore_snapshots WHERE stream_id = {stream_id}", tombstone[:1])
 
 
 _HEADS: Final[dict[Any, str]] = {

@@ -1,0 +1,130 @@
+"""Between stored events and event classes: names to classes, bytes to events, old to present."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import TypeAlias, TypeVar
+
+import msgspec
+
+from eventstore.errors import (
+    CorruptEventError,
+    EventTooLargeError,
+    NewerEventError,
+    UnknownEventError,
+)
+from eventstore.event import Event, RecordedEvent, decoder, event_class
+from eventstore.ids import new_ids
+from eventstore.log.base import EventType, Log, NewEvent, Row
+from eventstore.metadata import Metadata
+
+E = TypeVar("E", bound=Event)
+
+Decode: TypeAlias = Callable[[bytes], Event]
+
+
+def stored_names(cls: type[Event]) -> tuple[str, ...]:
+    """Every name that events of a class may be stored under: its own, then its aliases."""
+    return (cls.__event_name__, *cls.__event_aliases__)
+
+
+def decode_as(cls: type[E], stored: EventType) -> Callable[[bytes], E]:
+    """How payloads of a stored type become events of `cls`, at its present schema version.
+
+    Raises NewerEventError. What it returns raises CorruptEventError, or msgspec's own errors
+    (`corrupt` turns them into that), since wrapping each call would slow every load.
+    """
+    present = cls.__event_version__
+    if stored.version == present:
+        return decoder(cls).decode
+    if stored.version > present:
+        raise NewerEventError(stored.name, stored.version, present)
+    steps = [cls.__upcasters__[version] for version in range(stored.version, present)]
+
+    def upcast(data: bytes) -> E:
+        payload = msgspec.json.decode(data)
+        version = stored.version
+        for version, step in enumerate(steps, stored.version):  # noqa: B007 (named in the error)
+            try:
+                payload = step(payload)
+            except Exception as error:
+                raise CorruptEventError(
+                    stored.name,
+                    f"the upcaster of {cls.__name__} from version {version} failed on a payload "
+                    f"of {stored.name!r}: {error!r}",
+                ) from error
+        return msgspec.convert(payload, cls)
+
+    return upcast
+
+
+def corrupt(stored: EventType, error: Exception) -> CorruptEventError:
+    """The error for bytes that could not be decoded."""
+    return CorruptEventError(
+        stored.name,
+        f"the payload of {stored.name!r} (schema version {stored.version}) cannot be decoded: "
+        f"{error}",
+    )
+
+
+class Codec:
+    """The events of one log: encodes new ones, and decodes those read back by stored name."""
+
+    def __init__(self, log: Log, max_event_bytes: int) -> None:
+        self._log = log
+        self._max_bytes = max_event_bytes
+        self._types: dict[type[Event], EventType] = {}
+
+    def new_events(
+        self, sealed: Iterable[tuple[Event, bytes]], metadata: Metadata
+    ) -> list[NewEvent]:
+        """What the log is given for events and their payloads. Raises EventTooLargeError."""
+        sealed = list(sealed)
+        encoded = metadata.encoded
+        limit = self._max_bytes
+        if encoded is not None and len(encoded) > limit:
+            raise EventTooLargeError("metadata", len(encoded), limit)
+        new = []
+        for (event, data), id in zip(sealed, new_ids(len(sealed)), strict=True):
+            if len(data) > limit:
+                raise EventTooLargeError(type(event).__event_name__, len(data), limit)
+            new.append(NewEvent(self._type(type(event)), data, id, encoded))
+        return new
+
+    def _type(self, cls: type[Event]) -> EventType:
+        found = self._types.get(cls)
+        if found is None:
+            found = self._types[cls] = EventType(cls.__event_name__, cls.__event_version__)
+        return found
+
+    def record(self, row: Row) -> RecordedEvent:
+        """A row as its reader sees it."""
+        stored = self._log.event_type(row.type)
+        return RecordedEvent(
+            stream=row.stream,
+            version=row.version,
+            position=row.position,
+            type=stored.name,
+            schema_version=stored.version,
+            data=row.data,
+            id=row.id,
+            recorded_at=row.recorded_at,
+            metadata=row.metadata,
+            decode=_decode_record,
+        )
+
+
+def _decode_record(record: RecordedEvent) -> Event:
+    stored = EventType(record.type, record.schema_version)
+    error: UnknownEventError | NewerEventError | CorruptEventError
+    try:
+        cls = event_class(stored.name)
+        if cls is None:
+            raise UnknownEventError(stored.name)
+        return decode_as(cls, stored)(record.data)
+    except (UnknownEventError, NewerEventError, CorruptEventError) as found:
+        error, cause = found, found.__cause__
+    except (msgspec.MsgspecError, ValueError) as found:
+        error, cause = corrupt(stored, found), found
+    error.locate(record.stream, record.version, record.position)
+    raise error from cause

@@ -1,0 +1,152 @@
+"""Fingerprints: a digest of everything that a fold's outcome depends on.
+
+A snapshot is used only by code of the same fingerprint. It covers the state's schema and defaults,
+the schemas and upcasters of the handled events, and the bytecode of the handlers with whatever
+functions, constants and classes of the same package they name. Erring on one side only is the aim:
+a changed fingerprint costs a replay, and an unchanged one must not hide a changed handler.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+from collections.abc import Iterator
+from types import CodeType, FunctionType, ModuleType
+from typing import Any, Final
+
+import msgspec
+
+from eventstore.aggregate import Aggregate, state_type
+from eventstore.event import Event
+
+_FORMAT: Final = f"1 python {sys.version_info[0]}.{sys.version_info[1]}"
+_SCALARS: Final = (int, float, complex, str, bytes, bool, type(None))
+
+
+def fingerprint(cls: type[Aggregate]) -> bytes:
+    """16 bytes that change when the fold of `cls` may."""
+    walk = _Walk(cls)
+    parts = [_FORMAT, _schema(state_type(cls)), *walk.value(cls.__constants__)]
+    for name, factory in cls.__factories__:
+        parts += [name, *walk.value(factory())]
+    handled = sorted(cls.__handlers__.declared.items(), key=lambda item: item[0].__event_name__)
+    for event_type, handler in handled:
+        parts += [event_type.__event_name__, str(event_type.__event_version__)]
+        parts += [_schema(event_type), *walk.members(event_type, stop=Event)]
+        for step in event_type.__upcasters__.values():
+            parts += walk.function(step)
+        parts += walk.function(handler)
+    digest = hashlib.blake2b(digest_size=16)
+    for part in parts:
+        digest.update(part.encode("utf-8", "surrogatepass"))
+        digest.update(b"\0")
+    return digest.digest()
+
+
+def _schema(cls: type) -> str:
+    try:
+        return json.dumps(msgspec.json.schema(cls), sort_keys=True, default=repr)
+    except (TypeError, ValueError):
+        return repr(msgspec.inspect.type_info(cls))
+
+
+class _Walk:
+    """Walks code from function to function, each once; yields text that stands for it."""
+
+    def __init__(self, cls: type) -> None:
+        self._class = cls
+        self._package = cls.__module__.partition(".")[0]
+        self._seen: set[object] = set()
+
+    def function(self, function: Any) -> Iterator[str]:
+        function = getattr(function, "__func__", function)
+        function = getattr(function, "__wrapped__", function)
+        code = getattr(function, "__code__", None)
+        if code is None or function in self._seen:
+            yield getattr(function, "__qualname__", type(function).__qualname__)
+            return
+        self._seen.add(function)
+        yield from self._code(code)
+        yield from self.value(function.__defaults__)
+        yield from self.value(sorted((function.__kwdefaults__ or {}).items()))
+        for cell in function.__closure__ or ():
+            try:
+                yield from self.value(cell.cell_contents)
+            except ValueError:  # an empty cell: the name is not bound yet
+                continue
+        for name in sorted(_names(code)):
+            yield name
+            yield from self._attribute(self._class, name)
+            if name in function.__globals__:
+                yield from self.value(function.__globals__[name])
+
+    def members(self, cls: type, stop: type) -> Iterator[str]:
+        """The methods and properties of a class, up to but not of `stop`."""
+        for base in cls.__mro__:
+            if base is stop:
+                return
+            for name in sorted(vars(base)):
+                if not name.startswith("__"):
+                    yield name
+                    yield from self._member(vars(base)[name])
+
+    def value(self, value: Any) -> Iterator[str]:
+        if isinstance(value, _SCALARS):
+            yield f"{type(value).__name__} {value!r}"
+        elif isinstance(value, CodeType):
+            yield from self._code(value)
+        elif isinstance(value, (tuple, list)):
+            yield f"{type(value).__name__} {len(value)}"
+            for item in value:
+                yield from self.value(item)
+        elif isinstance(value, (set, frozenset)):  # in no order of its own
+            yield f"{type(value).__name__} {sorted(' '.join(self.value(v)) for v in value)}"
+        elif isinstance(value, dict):
+            yield f"dict {len(value)}"
+            for key, item in value.items():
+                yield from self.value(key)
+                yield from self.value(item)
+        elif isinstance(value, FunctionType):
+            if self._ours(value):
+                yield from self.function(value)
+        elif isinstance(value, type):
+            yield value.__qualname__
+            if self._ours(value) and value not in self._seen:
+                self._seen.add(value)
+                yield from self.members(value, stop=object)
+        elif isinstance(value, ModuleType):
+            yield value.__name__
+        else:
+            yield type(value).__qualname__
+
+    def _ours(self, value: Any) -> bool:
+        return str(getattr(value, "__module__", "")).partition(".")[0] == self._package
+
+    def _attribute(self, cls: type, name: str) -> Iterator[str]:
+        for base in cls.__mro__:
+            if base is not Aggregate and name in vars(base):
+                yield from self._member(vars(base)[name])
+                return
+
+    def _member(self, member: Any) -> Iterator[str]:
+        if isinstance(member, property):
+            member = member.fget
+        if isinstance(member, (staticmethod, classmethod)):
+            member = member.__func__
+        yield from self.function(member) if isinstance(member, FunctionType) else self.value(member)
+
+    def _code(self, code: CodeType) -> Iterator[str]:
+        yield code.co_code.hex()
+        yield " ".join(code.co_names)
+        for constant in code.co_consts:
+            yield from self.value(constant)
+
+
+def _names(code: CodeType) -> set[str]:
+    """The names that code looks up, those of its inner functions too."""
+    found = set(code.co_names)
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            found |= _names(constant)
+    return found

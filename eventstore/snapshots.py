@@ -1,0 +1,126 @@
+"""Snapshots: state at a version, as bytes. A cache that may be thrown away at any time."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import OrderedDict
+from functools import cache
+from typing import TypeVar
+
+import msgspec
+
+from eventstore.aggregate import Aggregate, blank, state_fields, state_type
+from eventstore.fingerprint import fingerprint
+
+S = TypeVar("S", bound=Aggregate)
+
+logger = logging.getLogger(__name__)
+
+
+class StateCodec:
+    """The state of one aggregate class, to bytes (MessagePack) and back."""
+
+    def __init__(self, cls: type[Aggregate]) -> None:
+        """Raises DefinitionError for state that has no schema."""
+        self._type = state_type(cls)
+        self._fields = state_fields(cls)
+        self._encode = msgspec.msgpack.Encoder().encode
+        self._decode = msgspec.msgpack.Decoder(self._type).decode
+        self._warned = False
+        self.fingerprint = fingerprint(cls)
+
+    def encode(self, aggregate: Aggregate) -> bytes | None:
+        """The state as bytes, or None if these would not give the same state back.
+
+        A replay is the truth: what its snapshot would change is not kept, and a warning says so.
+        """
+        values = [getattr(aggregate, field) for field in self._fields]
+        try:
+            encoded = self._encode(self._type(*values))
+            restored = self._decode(encoded)
+            changed = [
+                field
+                for field, value in zip(self._fields, values, strict=True)
+                if getattr(restored, field) != value
+            ]
+            problem = f"{', '.join(changed)} would come back changed" if changed else ""
+        except (msgspec.MsgspecError, TypeError, ValueError, RecursionError) as error:
+            problem = str(error)
+        if not problem:
+            return encoded
+        if not self._warned:
+            self._warned = True
+            logger.warning(
+                "%s cannot be kept as a snapshot: %s; correct the annotations of its state",
+                type(aggregate).__qualname__,
+                problem,
+            )
+        return None
+
+    def restore(self, aggregate: Aggregate, encoded: bytes) -> bool:
+        """Set the aggregate's state; False, with nothing changed, if the bytes are no state."""
+        try:
+            state = self._decode(encoded)
+        except msgspec.MsgspecError as error:
+            logger.warning("a snapshot of %r is ignored: %s", aggregate, error)
+            return False
+        for field in self._fields:
+            setattr(aggregate, field, getattr(state, field))
+        return True
+
+
+@cache
+def state_codec(cls: type[Aggregate]) -> StateCodec:
+    """The codec of a class's state. Made once."""
+    return StateCodec(cls)
+
+
+def crosses(every: int | None, before: int, after: int) -> bool:
+    """Whether the policy wants a snapshot when a stream goes from one version to another."""
+    return every is not None and before // every != after // every
+
+
+class AggregateCache:
+    """The latest known state of the aggregates used last, at most `size` of them.
+
+    It holds bytes, so that no two callers ever share an instance. Safe for threads.
+    """
+
+    def __init__(self, size: int) -> None:
+        self._size = size
+        self._lock = threading.Lock()
+        self._kept: OrderedDict[tuple[type[Aggregate], str], tuple[int, bytes]] = OrderedDict()
+
+    def get(self, cls: type[S], id: str) -> S | None:
+        """An aggregate as it was when it was put here; events may have followed."""
+        with self._lock:
+            kept = self._kept.get((cls, id))
+            if kept is None:
+                return None
+            self._kept.move_to_end((cls, id))
+        version, encoded = kept
+        aggregate = blank(cls, id)
+        if not state_codec(cls).restore(aggregate, encoded):
+            return None
+        aggregate.version = version
+        return aggregate
+
+    def put(self, aggregate: Aggregate) -> None:
+        """Keep an aggregate's state, unless a later one is kept already."""
+        encoded = state_codec(type(aggregate)).encode(aggregate)
+        if encoded is None:
+            return
+        key = (type(aggregate), aggregate.id)
+        with self._lock:
+            kept = self._kept.get(key)
+            if kept is None or kept[0] <= aggregate.version:
+                self._kept[key] = (aggregate.version, encoded)
+                self._kept.move_to_end(key)
+            if len(self._kept) > self._size:
+                self._kept.popitem(last=False)
+
+    def drop(self, cls: type[Aggregate], id: str) -> None:
+        """Forget an aggregate."""
+        with self._lock:
+            self._kept.pop((cls, id), None)

@@ -1,0 +1,362 @@
+"""EventStore: aggregates and streams on a durable log, now and at any past moment."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import random
+import time
+from collections.abc import Callable, Iterator
+from datetime import datetime
+from typing import Concatenate, ParamSpec, TypeVar
+
+from sqlalchemy import URL, Connection, Engine
+
+from eventstore import metadata
+from eventstore.aggregate import Aggregate, blank
+from eventstore.errors import (
+    InvalidArgumentError,
+    LogError,
+    StreamDeletedError,
+    StreamNotFoundError,
+    WrongExpectedVersionError,
+)
+from eventstore.fold import Fold
+from eventstore.log import base
+from eventstore.log.base import ANY, Bounds, Expected, Log
+from eventstore.log.opening import Durability
+from eventstore.names import StreamPattern
+from eventstore.snapshots import AggregateCache, crosses, state_codec
+from eventstore.stream_store import (
+    EVERYTHING,
+    PAGE,
+    Joinable,
+    StreamStore,
+    bounds_at,
+    joined_connection,
+    micros_of,
+)
+from eventstore.streams import Cut, Step
+
+S = TypeVar("S", bound=Aggregate)
+P = ParamSpec("P")
+R = TypeVar("R")
+
+logger = logging.getLogger(__name__)
+
+
+class EventStore(StreamStore):
+    """Aggregates and streams on a durable log. Safe for threads; open one per database.
+
+    `target` is a URL (`sqlite:///file.db`, `sqlite://` for memory, `postgresql://...`), a
+    SQLAlchemy engine, which stays the caller's, or any `eventstore.log.base.Log`.
+
+    - `durability`: "full" acknowledges nothing that a power failure could take back; "relaxed"
+      may lose the last moments of commits, whole ones and from the end only.
+    - `lock_timeout`: seconds that a write waits for SQLite's one writer.
+    - `read_timeout`: seconds that a read of the whole log waits for open transactions that
+      could still commit below its end (PostgreSQL only).
+    - `cache`: how many aggregates to keep in memory, so that a load reads newer events only.
+    - `max_event_bytes`: the most bytes that a payload, or metadata, may take.
+    - `max_attempts`: how often `transact` tries before it gives a conflict to its caller.
+    - `clock`: the source of `recorded_at`, for tests; the machine's (SQLite) or the server's
+      (PostgreSQL) by default.
+    - `migrate`: whether to bring the tables up to date. By default a SQLite file migrates itself,
+      and PostgreSQL is refused until `eventstore migrate URL` has been run.
+
+    An operation with `connection=` joins the caller's transaction: it is the caller who commits
+    or rolls back. Raises SchemaError, LogError, InvalidArgumentError.
+    """
+
+    def __init__(
+        self,
+        target: str | URL | Engine | Log,
+        *,
+        durability: Durability = "full",
+        lock_timeout: float = 5.0,
+        read_timeout: float = 10.0,
+        cache: int = 0,
+        max_event_bytes: int = 1_048_576,
+        max_attempts: int = 10,
+        clock: Callable[[], datetime] | None = None,
+        migrate: bool | None = None,
+    ) -> None:
+        if max_attempts < 1:
+            raise InvalidArgumentError("max_attempts", max_attempts, "use a whole number from 1")
+        super().__init__(
+            target,
+            durability=durability,
+            lock_timeout=lock_timeout,
+            read_timeout=read_timeout,
+            max_event_bytes=max_event_bytes,
+            clock=clock,
+            migrate=migrate,
+        )
+        self._max_attempts = max_attempts
+        self._folds: dict[type[Aggregate], Fold] = {}
+        self._cache = AggregateCache(cache) if cache > 0 else None
+
+    # --- write ---------------------------------------------------------------------
+
+    def save(
+        self,
+        *aggregates: Aggregate,
+        idempotency_key: str | None = None,
+        recorded_at: datetime | None = None,
+        connection: Joinable | None = None,
+    ) -> None:
+        """Append the new events of all the aggregates, or of none.
+
+        Each stream must be at the version that its aggregate was loaded at. After an error the
+        aggregates keep their new events. `recorded_at` is for imports: see `append`. With
+        `idempotency_key`, saving the same aggregates once more writes nothing, so a save whose
+        acknowledgement was lost can be repeated. After a rollback of `connection`, load again.
+
+        Raises WrongExpectedVersionError, StreamDeletedError, EventTooLargeError, LogError.
+        """
+        changed = [aggregate for aggregate in aggregates if aggregate._pending]
+        if not changed:
+            return
+        carried = metadata.current()
+        writes = [
+            base.Write(
+                type(aggregate).__stream__.stream(aggregate.id),
+                self._codec.new_events(aggregate._pending, carried),
+                aggregate.version,
+            )
+            for aggregate in changed
+        ]
+        joined = joined_connection(connection)
+        receipts = self.log.append(
+            writes, key=idempotency_key, recorded_at=micros_of(recorded_at), connection=joined
+        )
+        for aggregate, receipt in zip(changed, receipts, strict=True):
+            before, aggregate.version = aggregate.version, receipt.version
+            aggregate._pending.clear()
+            if crosses(aggregate.__snapshot_every__, before, receipt.version):
+                self._keep_snapshot(aggregate, receipt.position, receipt.recorded_at, joined)
+            if self._cache is not None and joined is None:
+                self._cache.put(aggregate)
+
+    def transact(
+        self,
+        cls: type[S],
+        id: str,
+        command: Callable[Concatenate[S, P], R],
+        *args: P.args,
+        **kwargs: P.kwargs,
+    ) -> R:
+        """Load an aggregate, call `command` on it, and save; what the command returned.
+
+        On a conflict with another writer it starts again, at most `max_attempts` times in all,
+        after a short random pause; so a command must have no other effect. Nothing else is
+        retried. Raises what the command raises, and what `load` and `save` do.
+        """
+        return self._transact(None, cls, id, lambda found: command(found, *args, **kwargs))
+
+    def transact_once(
+        self,
+        idempotency_key: str,
+        cls: type[S],
+        id: str,
+        command: Callable[Concatenate[S, P], R],
+        *args: P.args,
+        **kwargs: P.kwargs,
+    ) -> R | None:
+        """`transact`, unless that was done already under the key: then None, and no effect.
+
+        A command that records nothing leaves the key unused.
+        """
+        if self.log.receipts(idempotency_key) is not None:
+            return None
+        return self._transact(
+            idempotency_key, cls, id, lambda found: command(found, *args, **kwargs)
+        )
+
+    def _transact(self, key: str | None, cls: type[S], id: str, command: Callable[[S], R]) -> R:
+        attempt = 1
+        while True:
+            aggregate = self.load(cls, id)
+            result = command(aggregate)
+            try:
+                self.save(aggregate, idempotency_key=key)
+            except WrongExpectedVersionError:
+                if attempt == self._max_attempts:
+                    raise
+            else:
+                return result
+            time.sleep(random.uniform(0, min(0.1, 0.001 * 2**attempt)))
+            attempt += 1
+
+    def delete(self, cls: type[Aggregate], id: str, *, expected: Expected = ANY) -> None:
+        """Delete an aggregate's stream: see `delete_stream`."""
+        self.delete_stream(cls.__stream__.stream(id), expected=expected)
+        if self._cache is not None:
+            self._cache.drop(cls, id)
+
+    # --- read ----------------------------------------------------------------------
+
+    def load(
+        self,
+        cls: type[S],
+        id: str,
+        *,
+        at: datetime | Cut | None = None,
+        version: int | None = None,
+        connection: Joinable | None = None,
+    ) -> S:
+        """The aggregate as it is, as it was `at` a moment (inclusive), or at a `version`.
+
+        Costs the latest usable snapshot and the events after it. With `connection`, it sees
+        what that transaction has written.
+
+        Raises StreamNotFoundError (`at` a moment before the first event too), StreamDeletedError,
+        StoredEventError, InvalidTimeError, InvalidArgumentError for a version that is not there.
+        """
+        stream = cls.__stream__.stream(id)
+        until = bounds_at(at, version)
+        joined = joined_connection(connection)
+        whole = until == EVERYTHING and joined is None
+        aggregate = self._cached(cls, id) if whole else None
+        if aggregate is None:
+            aggregate = blank(cls, id)
+        started = aggregate.version
+        codec = state_codec(cls) if cls.__snapshot_every__ and not started else None
+        snapshot, pages = self.log.fold(
+            stream,
+            started,
+            until,
+            fingerprint=codec.fingerprint if codec else None,
+            connection=joined,
+        )
+        if snapshot is not None and codec is not None:
+            if codec.restore(aggregate, snapshot.state):
+                started = aggregate.version = snapshot.version
+            else:
+                _, pages = self.log.fold(stream, 0, until, connection=joined)
+        fold = self._fold(cls) if joined is None else Fold(self.log, cls, joined)
+        for page in pages:
+            if page:
+                fold.apply(aggregate, page)
+        self._check_found(aggregate, stream, at, version, joined)
+        if whole and aggregate.version != started:
+            self._keep(aggregate, started)
+        return aggregate
+
+    def exists(self, cls: type[Aggregate], id: str, *, connection: Joinable | None = None) -> bool:
+        """Whether the aggregate has events, and was not deleted."""
+        head = self.log.stream(cls.__stream__.stream(id), connection=joined_connection(connection))
+        return head is not None and head.version > 0 and not head.deleted
+
+    def history(
+        self, cls: type[S], id: str, *, after: int = 0, until: int | None = None
+    ) -> Iterator[Step[S]]:
+        """Each event of an aggregate with the state that it led to, oldest first.
+
+        `after` (exclusive) and `until` (inclusive) are versions. Each state is independent.
+        Raises StreamNotFoundError, StreamDeletedError, StoredEventError.
+        """
+        stream = cls.__stream__.stream(id)
+        aggregate = self.load(cls, id, version=after) if after else blank(cls, id)
+        if not after and not self.exists(cls, id):
+            self._check_found(aggregate, stream, None, None, None)
+        return self._steps(aggregate, stream, until)
+
+    def _steps(self, aggregate: S, stream: str, until: int | None) -> Iterator[Step[S]]:
+        fold = self._fold(type(aggregate))
+        bounds = Bounds(version=until)
+        while rows := self.log.read(stream, aggregate.version, bounds, limit=PAGE):
+            for row in rows:
+                fold.apply(aggregate, ((row.type, row.data),))
+                yield Step(self._codec.record(row), copy.deepcopy(aggregate))
+
+    def ids(self, cls: type[Aggregate]) -> Iterator[str]:
+        """The id of every aggregate of a class that was not deleted, in order of stream name."""
+        pattern: StreamPattern = cls.__stream__
+        for head in self._heads(pattern.category):
+            id = pattern.id(head.name)
+            if id is not None and head.version > 0 and not head.deleted:
+                yield id
+
+    def load_all(self, cls: type[S], *, at: datetime | Cut | None = None) -> Iterator[S]:
+        """Every aggregate of a class, in order of stream name; with `at`, as of that moment.
+
+        A moment is resolved to a cut of the log once, so that all are of the same instant. What
+        was not there yet, or has been deleted since, is left out.
+        """
+        cut = at if at is None or isinstance(at, Cut) else self.cut(at)
+        return self._load_all(cls, cut)
+
+    def _load_all(self, cls: type[S], cut: Cut | None) -> Iterator[S]:
+        for id in self.ids(cls):
+            try:
+                yield self.load(cls, id, at=cut)
+            except (StreamNotFoundError, StreamDeletedError):
+                continue
+
+    # --- snapshots -----------------------------------------------------------------------------
+
+    def delete_snapshots(self, cls: type[Aggregate] | None = None, id: str | None = None) -> int:
+        """Throw away every snapshot, or one aggregate's; how many. Only speed changes."""
+        if (cls is None) is not (id is None):
+            raise InvalidArgumentError("id", id, "give a class and an id, or neither")
+        if cls is None or id is None:
+            return self.log.delete_snapshots()
+        return self.log.delete_snapshots(cls.__stream__.stream(id))
+
+    def _fold(self, cls: type[Aggregate]) -> Fold:
+        fold = self._folds.get(cls)
+        if fold is None:
+            fold = self._folds[cls] = Fold(self.log, cls)
+        return fold
+
+    def _cached(self, cls: type[S], id: str) -> S | None:
+        return None if self._cache is None else self._cache.get(cls, id)
+
+    def _check_found(
+        self,
+        aggregate: Aggregate,
+        stream: str,
+        at: datetime | Cut | None,
+        version: int | None,
+        joined: Connection | None,
+    ) -> None:
+        if aggregate.version and (version is None or aggregate.version == version):
+            return
+        head = self.log.stream(stream, connection=joined)
+        if head is not None and head.deleted:
+            raise StreamDeletedError(stream)
+        if head is None or not head.version or version is None:
+            raise StreamNotFoundError(stream, at.at if isinstance(at, Cut) else at)
+        raise InvalidArgumentError(
+            "version", version, f"stream {stream!r} has {head.version} events"
+        )
+
+    def _keep(self, aggregate: Aggregate, started: int) -> None:
+        """After a load that replayed: spare the next one the work."""
+        if self._cache is not None:
+            self._cache.put(aggregate)
+        every = aggregate.__snapshot_every__
+        if every is None or aggregate.version - started < every:
+            return
+        version = aggregate.version
+        stream = type(aggregate).__stream__.stream(aggregate.id)
+        for row in self.log.read(stream, version - 1, Bounds(version=version), limit=1):
+            self._keep_snapshot(aggregate, row.position, row.recorded_at, None)
+
+    def _keep_snapshot(
+        self, aggregate: Aggregate, position: int, recorded_at: int, joined: Connection | None
+    ) -> None:
+        codec = state_codec(type(aggregate))
+        state = codec.encode(aggregate)
+        if state is None:
+            return
+        stream = type(aggregate).__stream__.stream(aggregate.id)
+        snapshot = base.Snapshot(aggregate.version, position, recorded_at, state)
+        try:
+            self.log.save_snapshot(stream, codec.fingerprint, snapshot, connection=joined)
+        except LogError:
+            if joined is not None:
+                raise  # the caller's transaction may be lost with it
+            # The events are safe and a snapshot is only a cache: the save has succeeded.
+            logger.warning("the snapshot of %r was not saved", aggregate, exc_info=True)
