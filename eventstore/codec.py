@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import TypeAlias, TypeVar
+from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
 import msgspec
 
@@ -17,6 +17,9 @@ from eventstore.event import Event, RecordedEvent, decoder, event_class
 from eventstore.ids import new_ids
 from eventstore.log.base import EventType, Log, NewEvent, Row
 from eventstore.metadata import Metadata
+
+if TYPE_CHECKING:
+    from sqlalchemy import Connection
 
 E = TypeVar("E", bound=Event)
 
@@ -97,9 +100,9 @@ class Codec:
             found = self._types[cls] = EventType(cls.__event_name__, cls.__event_version__)
         return found
 
-    def record(self, row: Row) -> RecordedEvent:
-        """A row as its reader sees it."""
-        stored = self._log.event_type(row.type)
+    def record(self, row: Row, connection: Connection | None = None) -> RecordedEvent:
+        """A row as its reader sees it; `connection` is the one that it was read on, if joined."""
+        stored = self._log.event_type(row.type, connection)
         return RecordedEvent(
             stream=row.stream,
             version=row.version,

@@ -31,6 +31,7 @@ EventStoreError
 
 from __future__ import annotations
 
+import pickle
 from typing import Any, Literal
 
 
@@ -40,7 +41,16 @@ class EventStoreError(Exception):
     def __reduce__(self) -> tuple[Any, ...]:
         # Errors cross process borders (multiprocessing, task queues): rebuild one from its
         # text and data, whatever arguments its class takes.
-        return _rebuilt, (type(self), self.args, self.__dict__)
+        data = {name: _portable(value) for name, value in self.__dict__.items()}
+        return _rebuilt, (type(self), self.args, data)
+
+
+def _portable(value: object) -> object:
+    try:
+        pickle.dumps(value)
+    except Exception:  # a connection, say, that was given as an argument
+        return repr(value)
+    return value
 
 
 def _rebuilt(

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import logging
 import random
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from datetime import datetime
 from typing import Concatenate, ParamSpec, TypeVar
 
 from sqlalchemy import URL, Connection, Engine
 
 from eventstore import metadata
-from eventstore.aggregate import Aggregate, blank
+from eventstore.aggregate import Aggregate, blank, state_fields
 from eventstore.errors import (
     InvalidArgumentError,
     LogError,
@@ -110,13 +111,24 @@ class EventStore(StreamStore):
         Each stream must be at the version that its aggregate was loaded at. After an error the
         aggregates keep their new events. `recorded_at` is for imports: see `append`. With
         `idempotency_key`, saving the same aggregates once more writes nothing, so a save whose
-        acknowledgement was lost can be repeated. After a rollback of `connection`, load again.
+        acknowledgement was lost can be repeated; the aggregates are then as the first save left
+        them. After a rollback of `connection`, load again.
 
         Raises WrongExpectedVersionError, StreamDeletedError, EventTooLargeError, LogError.
         """
+        self._save(aggregates, idempotency_key, recorded_at, joined_connection(connection))
+
+    def _save(
+        self,
+        aggregates: Iterable[Aggregate],
+        key: str | None,
+        recorded_at: datetime | None,
+        joined: Connection | None,
+    ) -> bool:
+        """Save; False if it had been done already under the key."""
         changed = [aggregate for aggregate in aggregates if aggregate._pending]
         if not changed:
-            return
+            return True
         carried = metadata.current()
         writes = [
             base.Write(
@@ -126,10 +138,13 @@ class EventStore(StreamStore):
             )
             for aggregate in changed
         ]
-        joined = joined_connection(connection)
         receipts = self.log.append(
-            writes, key=idempotency_key, recorded_at=micros_of(recorded_at), connection=joined
+            writes, key=key, recorded_at=micros_of(recorded_at), connection=joined
         )
+        if key is not None and not self._is_ours(writes[0], receipts[0], joined):
+            for aggregate, receipt in zip(changed, receipts, strict=True):
+                self._rewind(aggregate, receipt.version, joined)
+            return False
         for aggregate, receipt in zip(changed, receipts, strict=True):
             before, aggregate.version = aggregate.version, receipt.version
             aggregate._pending.clear()
@@ -137,6 +152,22 @@ class EventStore(StreamStore):
                 self._keep_snapshot(aggregate, receipt.position, receipt.recorded_at, joined)
             if self._cache is not None and joined is None:
                 self._cache.put(aggregate)
+        return True
+
+    def _is_ours(self, write: base.Write, receipt: base.Receipt, joined: Connection | None) -> bool:
+        """Whether a keyed append wrote these events, or gave the receipt of an earlier one."""
+        bounds = Bounds(version=receipt.version)
+        rows = self.log.read(write.stream, receipt.version - 1, bounds, limit=1, connection=joined)
+        return bool(rows) and rows[0].id == write.events[-1].id
+
+    def _rewind(self, aggregate: Aggregate, version: int, joined: Connection | None) -> None:
+        """Make an aggregate what it was at a version."""
+        aggregate._pending.clear()
+        aggregate.version = version
+        with contextlib.suppress(StreamDeletedError):
+            found = self.load(type(aggregate), aggregate.id, version=version, connection=joined)
+            for field in state_fields(type(aggregate)):
+                setattr(aggregate, field, getattr(found, field))
 
     def transact(
         self,
@@ -152,7 +183,7 @@ class EventStore(StreamStore):
         after a short random pause; so a command must have no other effect. Nothing else is
         retried. Raises what the command raises, and what `load` and `save` do.
         """
-        return self._transact(None, cls, id, lambda found: command(found, *args, **kwargs))
+        return self._transact(None, cls, id, lambda found: command(found, *args, **kwargs))[0]
 
     def transact_once(
         self,
@@ -169,22 +200,23 @@ class EventStore(StreamStore):
         """
         if self.log.receipts(idempotency_key) is not None:
             return None
-        return self._transact(
+        result, written = self._transact(
             idempotency_key, cls, id, lambda found: command(found, *args, **kwargs)
         )
+        return result if written else None
 
-    def _transact(self, key: str | None, cls: type[S], id: str, command: Callable[[S], R]) -> R:
+    def _transact(
+        self, key: str | None, cls: type[S], id: str, command: Callable[[S], R]
+    ) -> tuple[R, bool]:
         attempt = 1
         while True:
             aggregate = self.load(cls, id)
             result = command(aggregate)
             try:
-                self.save(aggregate, idempotency_key=key)
+                return result, self._save((aggregate,), key, None, None)
             except WrongExpectedVersionError:
                 if attempt == self._max_attempts:
                     raise
-            else:
-                return result
             time.sleep(random.uniform(0, min(0.1, 0.001 * 2**attempt)))
             attempt += 1
 

@@ -163,7 +163,7 @@ class StreamStore:
             )
 
         bounds = bounds_at(at, None)._replace(version=until)
-        return self._records(page, "version", after, bounds, limit, backwards)
+        return self._records(page, "version", after, bounds, limit, backwards, joined)
 
     def read_all(
         self,
@@ -203,6 +203,7 @@ class StreamStore:
         bounds: Bounds,
         limit: int | None,
         backwards: bool,
+        joined: Connection | None = None,
     ) -> Iterator[RecordedEvent]:
         if limit is not None and limit < 0:
             raise InvalidArgumentError("limit", limit, "use a whole number from 0, or None")
@@ -213,7 +214,7 @@ class StreamStore:
                 size = PAGE if left is None else min(left, PAGE)
                 rows = page(after, bounds, size)
                 for row in rows:
-                    yield self._codec.record(row)
+                    yield self._codec.record(row, joined)
                 if len(rows) < size:
                     return
                 left = None if left is None else left - size

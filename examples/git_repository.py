@@ -114,7 +114,7 @@ class Repository:
                 elif commit is not None:
                     _, mode, _, hash, _ = text.split(" ")
                     entry = None if mode == _NO_FILE else Entry(hash, mode)
-                    commit.changes.append(Change(next(tokens), entry))
+                    commit.changes.append(Change(next(tokens, b""), entry))
         if commit is not None:
             yield commit
 
@@ -129,7 +129,7 @@ class Repository:
                 while waiting and waiting[-1] < commit.moment:
                     current[waiting.pop()] = last.hash if last else None
                 last = commit
-        return current | {moment: last.hash if last else None for moment in waiting}
+        return current | dict.fromkeys(waiting, last.hash if last else None)
 
     def tree(self, commit: str) -> Iterator[tuple[bytes, Entry]]:
         """Every path of a commit, with what is there."""

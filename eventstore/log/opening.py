@@ -33,7 +33,7 @@ def open_log(
         raise InvalidArgumentError("durability", durability, 'use "full" or "relaxed"')
     close: Callable[[], None] = _nothing
     if isinstance(target, (str, URL)):
-        engine, close = _open_engine(parse(target), durability, lock_timeout)
+        engine, close = open_engine(target, durability=durability, lock_timeout=lock_timeout)
     elif isinstance(target, Engine):
         engine = target
     else:
@@ -51,9 +51,11 @@ def open_log(
     )
 
 
-def _open_engine(
-    url: URL, durability: Durability, lock_timeout: float
+def open_engine(
+    target: str | URL, *, durability: Durability = "full", lock_timeout: float = 5.0
 ) -> tuple[Engine, Callable[[], None]]:
+    """An engine for a URL, and what closes it. Raises InvalidArgumentError, LogError."""
+    url = parse(target)
     if url.get_backend_name() == "sqlite":
         from eventstore.log.sqlite import open_sqlite
 

