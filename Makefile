@@ -1,36 +1,54 @@
-# `make demo` and `make test` do everything on a machine that has Python 3.11 or later, and make.
+# Two commands do everything on a machine with Python 3.11 or later: `make demo` and `make test`.
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+REPO ?=
 
-.PHONY: demo test check bench clean
+.PHONY: help demo test check format bench clean
 
-demo: $(VENV)/.installed
-	$(BIN)/python examples/git_history.py $(REPO)
+help:
+	@echo "make demo    import a git repository's history, ask for its past, check it against git (REPO=path)"
+	@echo "make test    run the tests, on SQLite and on a real PostgreSQL"
+	@echo "make check   check format, lint and types, then run the tests"
+	@echo "make format  format the code"
+	@echo "make bench   measure appends and loads against the raw driver"
+	@echo "make clean   remove what the commands above have made"
 
-test: $(VENV)/.installed
+demo: $(VENV)/demo
+	$(BIN)/python examples/git_history.py $(if $(REPO),"$(REPO)")
+
+test: $(VENV)/test
 	$(BIN)/python -m pytest
 
-check: $(VENV)/.installed
+check: $(VENV)/dev
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest
 
-bench: $(VENV)/.bench
+format: $(VENV)/dev
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: $(VENV)/bench
 	$(BIN)/python benchmarks/append.py
 	$(BIN)/python benchmarks/load.py
 
 clean:
-	rm -rf $(VENV)
+	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-$(VENV)/.installed: pyproject.toml
-	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or later is needed: make PYTHON=python3.12 ...")'
+# Each stamp says which extras are installed; a change of the project's dependencies outdates it.
+$(VENV)/demo: EXTRAS = cli
+$(VENV)/test: EXTRAS = test
+$(VENV)/dev: EXTRAS = dev
+$(VENV)/bench: EXTRAS = bench
+$(VENV)/demo $(VENV)/test $(VENV)/dev $(VENV)/bench: $(VENV)/pyvenv.cfg pyproject.toml
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[$(EXTRAS)]'
+	@touch $@
+
+$(VENV)/pyvenv.cfg:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "Python 3.11 or later is needed: make PYTHON=python3.12 ..." >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
-	touch $@
-
-$(VENV)/.bench: $(VENV)/.installed
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[bench]'
-	touch $@

@@ -1,12 +1,13 @@
 """The schema of the database: which revision it has, whether that will do, and how it gets there.
 
-`log/tables.py` says what the tables are; the migrations, which are Alembic's, say how they came to be so.
-They keep their revision in a table of their own, `eventstore_alembic`, so that the application's Alembic
-can look after its tables in the same database. That one should be told to leave ours alone:
+`log/tables.py` says what the tables are; the migrations, which are Alembic's, say how they came to
+be so. They keep their revision in a table of their own, `eventstore_alembic`, so that the
+application's Alembic can look after its tables in the same database. Tell that one to leave ours
+alone:
 
-    context.configure(..., include_name=eventstore.schema.include_name)
+    context.configure(..., include_object=eventstore.schema.include_object)
 
-Alembic is imported only when there is something to migrate: it costs more than the rest together.
+Alembic is imported only when there is something to migrate: that takes longer than all the rest.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from __future__ import annotations
 import contextlib
 import sqlite3
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
@@ -36,14 +37,13 @@ from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from eventstore.errors import (
     EventStoreError,
-    InvalidArgumentError,
     LogError,
     LogUnavailableError,
     SchemaMissingError,
     SchemaOutdatedError,
     SchemaTooNewError,
 )
-from eventstore.log import opening, tables
+from eventstore.log import opening, sqlite, tables
 
 #: The revisions that this version of the library can bring up to date. Any other one is newer.
 _OLDER: Final[tuple[str, ...]] = ()
@@ -114,24 +114,24 @@ def check(engine: Engine) -> None:
         )
 
 
-def migrate(target: str | URL | Engine | Connection) -> None:
+def migrate(target: str | URL | Engine | Connection) -> str | None:
     """Create the tables, or bring them up to date. Does nothing where they are.
 
     Several processes may do so at once: one of them migrates, and the others wait for it. All of
-    it is one transaction; with a Connection it is the caller's, who commits it. Raises
-    SchemaTooNewError, LogError, InvalidArgumentError.
+    it is one transaction; with a Connection it is the caller's, who commits it. Returns the
+    revision that it found, None for no tables. Raises SchemaTooNewError, LogError,
+    InvalidArgumentError.
     """
     if isinstance(target, Connection):
         with _own_errors():
-            _upgrade(target)
-    elif isinstance(target, Engine):
-        _migrate(target)
-    else:
-        engine, close = opening.open_engine(target)
-        try:
-            _migrate(engine)
-        finally:
-            close()
+            return _upgrade(target)
+    if isinstance(target, Engine):
+        return _migrate(target)
+    engine, close = opening.open_engine(target)
+    try:
+        return _migrate(engine)
+    finally:
+        close()
 
 
 def revision(connection: Connection) -> str | None:
@@ -154,8 +154,10 @@ def is_ours(table: str) -> bool:
     return table.startswith(tables.PREFIX)
 
 
-def include_name(name: str | None, type_: str, parent_names: Mapping[str, str | None]) -> bool:
-    """The hook `include_name` for the application's own Alembic: passes over our tables.
+def include_object(
+    object: object, name: str | None, type_: str, reflected: bool, compare_to: object
+) -> bool:
+    """The hook of that name for the application's own Alembic: passes over our tables.
 
     Its autogenerate then proposes neither to drop nor to alter them.
     """
@@ -184,14 +186,17 @@ def _create(engine: Engine) -> None:
             connection.execute(_version_table.insert().values(version_num=tables.REVISION))
 
 
-def _migrate(engine: Engine) -> None:
+def _migrate(engine: Engine) -> str | None:
     with _transaction(engine) as connection:
-        _upgrade(connection)
+        return _upgrade(connection)
 
 
-def _upgrade(connection: Connection) -> None:
+def _upgrade(connection: Connection) -> str | None:
     _lock(connection)
-    _refuse_newer(revision(connection))
+    found = revision(connection)
+    _refuse_newer(found)
+    if found == tables.REVISION:
+        return found
     from alembic import command
     from alembic.config import Config
 
@@ -201,6 +206,7 @@ def _upgrade(connection: Connection) -> None:
     config.set_main_option("path_separator", "os")
     with _one_migration:
         command.upgrade(config, "head")
+    return found
 
 
 @contextlib.contextmanager
@@ -210,26 +216,28 @@ def _transaction(engine: Engine) -> Iterator[Connection]:
         if engine.dialect.name == "postgresql":
             # An engine in autocommit mode would let the lock go at once.
             connection.execution_options(isolation_level="READ COMMITTED")
-        with connection.begin():
-            _lock(connection)
-            yield connection
+        _lock(connection)
+        yield connection
+        connection.commit()
 
 
 def _lock(connection: Connection) -> None:
     """Wait until nobody else migrates, and keep it so until the transaction ends.
 
-    On SQLite that is the lock for writing. The driver may have begun a transaction that has not
-    got it, or none: in its default mode it begins one before rows are written, but not before
-    tables are made.
+    On SQLite that takes the lock for writing before anything is read. What the driver has begun by
+    then depends on its mode: a transaction without that lock, or none at all.
     """
+    fresh = not connection.in_transaction()
+    if fresh:
+        connection.begin()
     if connection.dialect.name == "postgresql":
         connection.execute(select(func.pg_advisory_xact_lock(_ADVISORY_LOCK)))
-    elif connection.info.get(_LOCKED) is not connection.get_transaction():
-        if not connection.in_transaction():
-            connection.begin()
-        raw: Any = connection.connection.dbapi_connection
-    else:
         return
+    raw: Any = connection.connection.dbapi_connection
+    if fresh and raw.in_transaction:
+        connection.exec_driver_sql("ROLLBACK")
+    if not raw.in_transaction:
+        connection.exec_driver_sql("BEGIN IMMEDIATE")
 
 
 @contextlib.contextmanager
@@ -241,3 +249,17 @@ def _own_errors() -> Iterator[None]:
         raise LogUnavailableError("no connection came free in the pool", "not written") from error
     except DBAPIError as error:
         raise _translated(error) from error.orig
+
+
+def _translated(error: DBAPIError) -> EventStoreError:
+    cause: Any = error.orig
+    own: EventStoreError | None
+    if isinstance(cause, sqlite3.Error):
+        own = sqlite._translated(cause, "not written")
+    else:
+        from eventstore.log import postgres
+
+        # Without the server's own code for it, it is the connection that failed.
+        lost = error.connection_invalidated or cause.sqlstate is None
+        own = postgres._translated(cause, lost, "not written")
+    return own or LogError(str(cause))

@@ -14,7 +14,6 @@ bundled sample takes its place.
 from __future__ import annotations
 
 import argparse
-import re
 import sys
 import tempfile
 import time
@@ -25,6 +24,7 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from git_repository import Commit, Entry, GitError, NoHistoryError, Repository
+from path_ids import file_id
 from progress import progress
 
 from eventstore import Aggregate, Event, EventStore, StreamNotFoundError, context, on
@@ -82,27 +82,6 @@ class File(Aggregate, stream="files/{id}", snapshot_every=25):
     @on(FileRemoved)
     def _removed(self, event: FileRemoved) -> None:
         self.blob, self.mode, self.present = "", "", False
-
-
-# --- paths: any bytes in git, plain text as an id -------------------------------------------
-
-# Control characters, line separators, bytes that are not UTF-8 (as surrogates), and a % that
-# would read like an escape.
-_ESCAPED: Final = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\udc80-\udcff]|%(?=[0-9A-F]{2})")
-
-
-def file_id(path: bytes) -> str:
-    """A path as an aggregate's id. What an id may not hold is percent-encoded, and only that."""
-    return _ESCAPED.sub(_escape, path.decode("utf-8", "surrogateescape"))
-
-
-def file_path(id: str) -> bytes:
-    """The path behind an id: the reverse of `file_id`."""
-    return re.sub(b"%([0-9A-F]{2})", lambda escape: bytes.fromhex(escape[1].decode()), id.encode())
-
-
-def _escape(found: re.Match[str]) -> str:
-    return "".join(f"%{byte:02X}" for byte in found[0].encode("utf-8", "surrogateescape"))
 
 
 # --- write: a commit is one atomic append ---------------------------------------------------
@@ -185,14 +164,14 @@ def questions(milestones: Sequence[datetime]) -> dict[datetime, str]:
     microsecond = timedelta(microseconds=1)
     asked = {}
     for moment in milestones[1:-1]:
-        asked[moment - microsecond] = "a microsecond before a commit"
+        asked[moment - microsecond] = "just before a commit"
         asked[moment] = "at that commit"
-        asked[moment + timedelta(milliseconds=500)] = "between commits"
-    asked[last] = "at the last commit"
+        asked[moment + timedelta(milliseconds=500)] = "just after it"
+    asked[last] = "last commit"
     asked[max(last, datetime.now(UTC)) + timedelta(days=365)] = "in the future"
-    asked[first] = "at the first commit"
-    asked[first - microsecond] = "a microsecond before the first commit"
-    asked[first - timedelta(days=1)] = "a day before the first commit"
+    asked[first] = "first commit"
+    asked[first - microsecond] = "just before the first"
+    asked[first - timedelta(days=1)] = "before all commits"
     return dict(sorted(asked.items()))
 
 
@@ -200,16 +179,16 @@ def check_answers(store: EventStore, repository: Repository, asked: dict[datetim
     """Ask both, print both, and count the answers that are equal."""
     commits = repository.commits_at(asked)
     matching = 0
+    print(f"  {'moment (UTC)':26}  {'commit':9}{'files':>8}{'ms':>9}  git too")
     for moment, remark in asked.items():
         started = time.perf_counter()
         answer = files_in_store(store, moment)
         milliseconds = 1000 * (time.perf_counter() - started)
         truth = files_in_git(repository, commits[moment])
         matching += answer == truth
-        verdict = "matches" if answer == truth else "DIFFERS FROM GIT"
         print(
-            f"  {moment:%Y-%m-%d %H:%M:%S.%f}  {(commits[moment] or 'no commit')[:9]:9}"
-            f"  {len(answer):6,} files  {milliseconds:7.1f} ms  {verdict}  ({remark})"
+            f"  {moment:%Y-%m-%d %H:%M:%S.%f}  {(commits[moment] or 'none')[:9]:9}"
+            f"{len(answer):8,}{milliseconds:9.1f}  {'yes' if answer == truth else 'NO':7}  {remark}"
         )
         print_lines(differences(answer, truth))
     return matching

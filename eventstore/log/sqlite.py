@@ -200,7 +200,7 @@ class SqliteLog(SqlLog):
 
     def join(self, connection: Connection) -> Any:
         check_dialect(connection, "sqlite")
-        if connection.get_execution_options().get("isolation_level") == "AUTOCOMMIT":
+        if _is_autocommit(connection):
             raise InvalidArgumentError(
                 "connection", connection, "it is in AUTOCOMMIT, so it has no transaction to join"
             )
@@ -258,6 +258,10 @@ class SqliteLog(SqlLog):
                 return StoreClosedError()
             return _translated(error, "unknown" if committing else "not written")
         return None
+
+
+def _is_autocommit(connection: Connection) -> bool:
+    return connection.get_execution_options().get("isolation_level") == "AUTOCOMMIT"
 
 
 def _erase(cursor: Any, tombstone: Receipt) -> None:
@@ -339,7 +343,8 @@ def open_sqlite(
 
     @event.listens_for(engine, "begin")
     def begun(connection: Connection) -> None:
-        connection.exec_driver_sql("BEGIN")
+        if not _is_autocommit(connection):
+            connection.exec_driver_sql("BEGIN")
 
     def close() -> None:
         engine.dispose()

@@ -110,7 +110,8 @@ class ReadingContract:
         for number in range(5):
             receipt = add(log, f"a/{number % 2}", number + 1)
             assert log.settled(1) == receipt.position
-        assert log.settled(0) == log.delete("a/1").position
+        tombstone = log.delete("a/1")
+        assert log.settled(0) == tombstone.position
 
     # --- folds ---------------------------------------------------------------------------------
 

@@ -12,23 +12,20 @@ from eventstore.testing.drafts import EVERYTHING, add, folded
 ONE, OTHER = b"1" * 16, b"2" * 16
 
 
-@pytest.fixture
-def snapshots(log: Log) -> list[Snapshot]:
-    """Those at versions 2, 4, 6 and 8 of ten events, whose times are their versions."""
-    receipts = [add(log, "a/1", recorded_at=version) for version in range(1, 11)]
-    kept = [
-        Snapshot(receipt.version, receipt.position, receipt.recorded_at, b"%d" % receipt.version)
-        for receipt in receipts[1:8:2]
-    ]
-    for snapshot in reversed(kept):
-        log.save_snapshot("a/1", ONE, snapshot)
-    return kept
-
-
 class SnapshotContract:
     """A fold starts from the latest snapshot that its bounds and its fingerprint allow."""
 
-    snapshots = staticmethod(snapshots)
+    @pytest.fixture
+    def snapshots(self, log: Log) -> list[Snapshot]:
+        """Those at versions 2, 4, 6 and 8 of ten events, whose times are their versions."""
+        receipts = [add(log, "a/1", recorded_at=version) for version in range(1, 11)]
+        kept = [
+            Snapshot(receipt.version, receipt.position, receipt.recorded_at, b"%d" % receipt.version)
+            for receipt in receipts[1:8:2]
+        ]
+        for snapshot in reversed(kept):
+            log.save_snapshot("a/1", ONE, snapshot)
+        return kept
 
     @pytest.mark.parametrize(
         ("bounds", "version", "following"),

@@ -54,7 +54,7 @@ class Noted(Event, name="store-noted"):
 
 class Purse(Aggregate, stream="store-purse/{id}", snapshot_every=3):
     balance: int = 0
-    notes: list[str] = []
+    notes: list[str] = []  # noqa: RUF012 (each instance has its own copy)
 
     def deposit(self, amount: int, *, times: int = 1) -> int:
         if amount <= 0:
