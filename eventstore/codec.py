@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
 import msgspec
@@ -47,7 +47,7 @@ def decode_as(cls: type[E], stored: EventType) -> Callable[[bytes], E]:
     def upcast(data: bytes) -> E:
         payload = msgspec.json.decode(data)
         version = stored.version
-        for version, step in enumerate(steps, stored.version):  # noqa: B007 (named in the error)
+        for version, step in enumerate(steps, stored.version):
             try:
                 payload = step(payload)
             except Exception as error:
@@ -70,35 +70,37 @@ def corrupt(stored: EventType, error: Exception) -> CorruptEventError:
     )
 
 
+class _StoredTypes(dict[type[Event], EventType]):
+    """By event class: the type that its new events are stored as."""
+
+    def __missing__(self, cls: type[Event]) -> EventType:
+        stored = self[cls] = EventType(cls.__event_name__, cls.__event_version__)
+        return stored
+
+
 class Codec:
     """The events of one log: encodes new ones, and decodes those read back by stored name."""
 
     def __init__(self, log: Log, max_event_bytes: int) -> None:
         self._log = log
         self._max_bytes = max_event_bytes
-        self._types: dict[type[Event], EventType] = {}
+        self._types = _StoredTypes()
 
     def new_events(
-        self, sealed: Iterable[tuple[Event, bytes]], metadata: Metadata
+        self, sealed: Sequence[tuple[Event, bytes]], metadata: Metadata
     ) -> list[NewEvent]:
         """What the log is given for events and their payloads. Raises EventTooLargeError."""
-        sealed = list(sealed)
         encoded = metadata.encoded
         limit = self._max_bytes
         if encoded is not None and len(encoded) > limit:
             raise EventTooLargeError("metadata", len(encoded), limit)
+        types = self._types
         new = []
         for (event, data), id in zip(sealed, new_ids(len(sealed)), strict=True):
             if len(data) > limit:
                 raise EventTooLargeError(type(event).__event_name__, len(data), limit)
-            new.append(NewEvent(self._type(type(event)), data, id, encoded))
+            new.append(NewEvent(types[type(event)], data, id, encoded))
         return new
-
-    def _type(self, cls: type[Event]) -> EventType:
-        found = self._types.get(cls)
-        if found is None:
-            found = self._types[cls] = EventType(cls.__event_name__, cls.__event_version__)
-        return found
 
     def record(self, row: Row, connection: Connection | None = None) -> RecordedEvent:
         """A row as its reader sees it; `connection` is the one that it was read on, if joined."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, ClassVar, Final, TypeAlias, TypeVar, dataclass_transform
 from uuid import UUID
@@ -133,6 +133,11 @@ def _claim(name: str, cls: EventType, owner: str) -> None:
 def event_class(name: str) -> type[Event] | None:
     """The event class that is stored as `name`, by its own name or an alias."""
     return _by_name.get(name)  # type: ignore[return-value]
+
+
+def event_classes() -> Iterable[type[Event]]:
+    """Every event class that has a name now, in no order."""
+    return dict.fromkeys(_by_name.values())  # type: ignore[arg-type]
 
 
 class Event(msgspec.Struct, frozen=True, gc=False, metaclass=EventType):
@@ -279,7 +284,7 @@ class RecordedEvent:
 
     @property
     def recorded_at(self) -> datetime:
-        """When it was recorded: UTC, with microseconds, never before the stream's previous event."""
+        """When it was recorded: UTC, with microseconds, never before the previous event's."""
         return from_micros(self._micros)
 
     @property

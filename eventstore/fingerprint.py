@@ -2,25 +2,28 @@
 
 A snapshot is used only by code of the same fingerprint. It covers the state's schema and defaults,
 the schemas and upcasters of the handled events, and the bytecode of the handlers with whatever
-functions, constants and classes of the same package they name. Erring on one side only is the aim:
-a changed fingerprint costs a replay, and an unchanged one must not hide a changed handler.
+functions, constants, modules and classes of the same package they name. Erring on one side only is
+the aim: a changed fingerprint costs a replay, and an unchanged one must not hide a changed handler.
 """
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
+import re
 import sys
 from collections.abc import Iterator
 from types import CodeType, FunctionType, ModuleType
-from typing import Any, Final
+from typing import Any, Final, get_args, get_type_hints
 
 import msgspec
 
 from eventstore.aggregate import Aggregate, state_type
-from eventstore.event import Event
+from eventstore.event import Event, event_classes
 
 _FORMAT: Final = f"1 python {sys.version_info[0]}.{sys.version_info[1]}"
+_ADDRESS: Final = re.compile(r" at 0x[0-9a-fA-F]+")
 _SCALARS: Final = (int, float, complex, str, bytes, bool, type(None))
 
 
@@ -30,18 +33,29 @@ def fingerprint(cls: type[Aggregate]) -> bytes:
     parts = [_FORMAT, _schema(state_type(cls)), *walk.value(cls.__constants__)]
     for name, factory in cls.__factories__:
         parts += [name, *walk.value(factory())]
-    handled = sorted(cls.__handlers__.declared.items(), key=lambda item: item[0].__event_name__)
-    for event_type, handler in handled:
+    for event_type, handler in _handled(cls):
         parts += [event_type.__event_name__, str(event_type.__event_version__)]
         parts += [_schema(event_type), *walk.members(event_type, stop=Event)]
         for step in event_type.__upcasters__.values():
             parts += walk.function(step)
         parts += walk.function(handler)
+    for hint in (state_type(cls), *(event_type for event_type, _ in _handled(cls))):
+        parts += walk.fields(hint)
     digest = hashlib.blake2b(digest_size=16)
     for part in parts:
         digest.update(part.encode("utf-8", "surrogatepass"))
         digest.update(b"\0")
     return digest.digest()
+
+
+def _handled(cls: type[Aggregate]) -> list[tuple[type[Event], Any]]:
+    """Each event class that `cls` handles, by itself or by a base class, with the handler."""
+    found = dict(cls.__handlers__.declared)
+    for event_type in event_classes():
+        handler = cls.__handlers__.find(event_type)
+        if handler is not None:
+            found.setdefault(event_type, handler)
+    return sorted(found.items(), key=lambda item: item[0].__event_name__)
 
 
 def _schema(cls: type) -> str:
@@ -75,11 +89,40 @@ class _Walk:
                 yield from self.value(cell.cell_contents)
             except ValueError:  # an empty cell: the name is not bound yet
                 continue
-        for name in sorted(_names(code)):
+        names = sorted(_names(code))
+        for name in names:
             yield name
             yield from self._attribute(self._class, name)
             if name in function.__globals__:
-                yield from self.value(function.__globals__[name])
+                found = function.__globals__[name]
+                yield from self.value(found)
+                yield from self._module(found, names)
+
+    def _module(self, found: object, names: list[str]) -> Iterator[str]:
+        """What code takes from a module of the same package: `rules.RATE`."""
+        if not (isinstance(found, ModuleType) and self._is_ours(found.__name__)):
+            return
+        for name in names:
+            inner = vars(found).get(name)
+            if inner is not None and (found, name) not in self._seen:
+                self._seen.add((found, name))
+                yield from self.value(inner)
+                yield from self._module(inner, names)
+
+    def fields(self, cls: type) -> Iterator[str]:
+        """The classes of the same package that fields hold: handlers call their methods."""
+        try:
+            hints = get_type_hints(cls)
+        except (TypeError, NameError):
+            return
+        for hint in hints.values():
+            yield from self._hint(hint)
+
+    def _hint(self, hint: Any) -> Iterator[str]:
+        for argument in get_args(hint):
+            yield from self._hint(argument)
+        if isinstance(hint, type) and hint not in self._seen:
+            yield from self.value(hint)
 
     def members(self, cls: type, stop: type) -> Iterator[str]:
         """The methods and properties of a class, up to but not of `stop`."""
@@ -115,19 +158,28 @@ class _Walk:
             if self._ours(value) and value not in self._seen:
                 self._seen.add(value)
                 yield from self.members(value, stop=object)
+                yield from self.fields(value)
         elif isinstance(value, ModuleType):
             yield value.__name__
-        else:
-            yield type(value).__qualname__
+        elif isinstance(value, functools.partial):
+            yield from self.value((value.func, value.args, value.keywords))
+        else:  # a Decimal, an enum's member, a dataclass: its repr tells its value
+            yield from self.value(type(value))
+            try:
+                yield _ADDRESS.sub("", repr(value))
+            except Exception:
+                return
 
     def _ours(self, value: Any) -> bool:
-        return str(getattr(value, "__module__", "")).partition(".")[0] == self._package
+        return self._is_ours(str(getattr(value, "__module__", "")))
+
+    def _is_ours(self, module: str) -> bool:
+        return module.partition(".")[0] == self._package
 
     def _attribute(self, cls: type, name: str) -> Iterator[str]:
-        for base in cls.__mro__:
+        for base in cls.__mro__:  # all of them, since super() may be meant
             if base is not Aggregate and name in vars(base):
                 yield from self._member(vars(base)[name])
-                return
 
     def _member(self, member: Any) -> Iterator[str]:
         if isinstance(member, property):

@@ -81,7 +81,8 @@ class Fold(dict[int, Step]):
                 handler(aggregate, decode(data))
         except Exception as error:
             index = len(page) - sum(1 for _ in rows) - 1
-            raise self._located(error, aggregate, page[index][0], index) from error.__cause__
+            located = self._located(error, aggregate, page[index][0], index)
+            raise located from located.__cause__
         if aggregate._pending:
             event, _ = aggregate._pending[0]
             raise recorded_in_handler(aggregate, type(event))

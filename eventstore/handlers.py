@@ -10,18 +10,21 @@ from eventstore.errors import DefinitionError
 from eventstore.event import Event, RecordedEvent
 
 E = TypeVar("E", bound=Event)
+E_co = TypeVar("E_co", bound=Event, covariant=True)
 Owner = TypeVar("Owner")
 
 _HANDLES: Final = "__handles__"
 
 
-class _Marker(Protocol, Generic[E]):
+class _Marker(Protocol, Generic[E_co]):
     # What is given back takes any event, so that `@on` can stand above another `@on`.
     @overload
-    def __call__(self, handler: Callable[[Owner, E], None], /) -> Callable[[Owner, Any], None]: ...
+    def __call__(
+        self, handler: Callable[[Owner, E_co], None], /
+    ) -> Callable[[Owner, Any], None]: ...
     @overload
     def __call__(
-        self, handler: Callable[[Owner, E, RecordedEvent], None], /
+        self, handler: Callable[[Owner, E_co, RecordedEvent], None], /
     ) -> Callable[[Owner, Any, RecordedEvent], None]: ...
 
 

@@ -154,9 +154,7 @@ def is_ours(table: str) -> bool:
     return table.startswith(tables.PREFIX)
 
 
-def include_object(
-    object: object, name: str | None, type_: str, reflected: bool, compare_to: object
-) -> bool:
+def include_object(_object: object, name: str | None, type_: str, *_: object) -> bool:
     """The hook of that name for the application's own Alembic: passes over our tables.
 
     Its autogenerate then proposes neither to drop nor to alter them.

@@ -104,7 +104,7 @@ class StreamStore:
             [
                 base.Write(
                     check_stream_name(write.stream),
-                    self._codec.new_events(map(seal, _listed(write.events)), carried),
+                    self._codec.new_events([seal(e) for e in _listed(write.events)], carried),
                     write.expected,
                 )
                 for write in writes

@@ -10,6 +10,7 @@ from sqlalchemy import URL, Engine
 from eventstore import moments
 from eventstore.errors import InvalidArgumentError, LogError
 from eventstore.log.base import Log
+from eventstore.log.kept import KEPT
 from eventstore.urls import parse
 
 if TYPE_CHECKING:
@@ -32,8 +33,10 @@ def open_log(
     if durability not in ("full", "relaxed"):
         raise InvalidArgumentError("durability", durability, 'use "full" or "relaxed"')
     close: Callable[[], None] = _nothing
+    keep = 0
     if isinstance(target, (str, URL)):
         engine, close = open_engine(target, durability=durability, lock_timeout=lock_timeout)
+        keep = KEPT
     elif isinstance(target, Engine):
         engine = target
     else:
@@ -41,9 +44,10 @@ def open_log(
     if engine.dialect.name == "sqlite":
         from eventstore.log.sqlite import SqliteLog
 
-        return SqliteLog(engine, clock=clock or moments.now, lock_timeout=lock_timeout), close
+        clock = clock or moments.now
+        return SqliteLog(engine, clock=clock, lock_timeout=lock_timeout, keep=keep), close
     if engine.dialect.name == "postgresql" and engine.dialect.driver == "psycopg":
-        return _postgres()(engine, clock=clock), close
+        return _postgres()(engine, clock=clock, keep=keep), close
     raise InvalidArgumentError(
         "target",
         f"{engine.dialect.name}+{engine.dialect.driver}",

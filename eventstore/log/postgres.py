@@ -50,7 +50,8 @@ from eventstore.errors import (
     StoreClosedError,
 )
 from eventstore.log.base import ANY, NO_STREAM, STREAM_EXISTS, EventType, Receipt, Write
-from eventstore.log.sql import PAGE, Borrowed, Mask, Page, SqlLog, check_dialect, savepoint
+from eventstore.log.kept import KEPT
+from eventstore.log.sql import PAGE, Borrowed, Mask, Page, SqlLog, check_dialect, refuse, savepoint
 from eventstore.log.tables import REVISION
 from eventstore.names import category_of
 
@@ -113,12 +114,17 @@ _MANY: Final = {kind: _EVENTS.format(head=head) for kind, head in _HEADS.items()
 _ONE_AT: Final = _ONE_EVENT.format(head=_HEAD_AT)
 _MANY_AT: Final = _EVENTS.format(head=_HEAD_AT)
 
-# Every head is locked before the first position is drawn, in one order for all appends.
+# All heads of an append are locked first, in one order for all appends. Where there is no head yet,
+# a row at version 0 is the lock: the order must hold for new streams and old ones alike.
 _LOCK_HEADS: Final = """
-    SELECT max(recorded_at) FROM (
-        SELECT recorded_at FROM eventstore_streams WHERE name = ANY(%(names)s)
-         ORDER BY name FOR UPDATE) AS locked"""
-_CLOCK: Final = "SELECT (extract(epoch FROM clock_timestamp()) * 1000000)::bigint"
+    INSERT INTO eventstore_streams AS s (name, category, version, recorded_at)
+    SELECT name, category, 0, -9223372036854775808
+      FROM unnest(%(names)s::text[], %(categories)s::text[]) AS wanted (name, category)
+     ORDER BY name COLLATE "C"
+    ON CONFLICT (name) DO UPDATE SET version = s.version
+    RETURNING name, version, recorded_at, deleted,
+              (extract(epoch FROM clock_timestamp()) * 1000000)::bigint"""
+_UNLOCK_NEW: Final = "DELETE FROM eventstore_streams WHERE name = ANY(%(names)s) AND version = 0"
 _CLAIM: Final = """
     INSERT INTO eventstore_appends (key, receipts, recorded_at) VALUES (%(key)s, '', 0)
     ON CONFLICT (key) DO NOTHING RETURNING key"""
@@ -153,9 +159,12 @@ class PostgresLog(SqlLog):
     """Events in PostgreSQL 13 or later, through psycopg 3."""
 
     insert = staticmethod(insert)
+    begin = "BEGIN"
 
-    def __init__(self, engine: Engine, *, clock: Callable[[], int] | None = None) -> None:
-        super().__init__(engine)
+    def __init__(
+        self, engine: Engine, *, clock: Callable[[], int] | None = None, keep: int = 0
+    ) -> None:
+        super().__init__(engine, keep=keep)
         self._clock = clock
         self._settled = 0
         self._settling = threading.Lock()
@@ -183,7 +192,10 @@ class PostgresLog(SqlLog):
                 cursor.execute(_CLAIM, {"key": key})
                 if cursor.fetchone() is None:
                     return self._first_receipts(cursor, key, writes) or ()
-            receipts = self._append_all(cursor, writes, recorded_at)
+            if len(writes) > 1:
+                receipts = self._append_all(cursor, writes, recorded_at)
+            else:
+                receipts = (self._append(cursor, writes[0], recorded_at),)
             if erase:
                 cursor.execute(_DELETED, {"stream": receipts[0].stream})
                 values = {"id": cursor.fetchone()[0], "version": receipts[0].version}
@@ -193,23 +205,34 @@ class PostgresLog(SqlLog):
         return receipts
 
     def _append_all(
-        self, cursor: Any, writes: Sequence[Write], recorded_at: int | None
+        self, cursor: Any, writes: Sequence[Write], now: int | None
     ) -> tuple[Receipt, ...]:
-        if len(writes) > 1:
-            cursor.execute(_LOCK_HEADS, {"names": [write.stream for write in writes]})
-            latest = cursor.fetchone()[0] or 0
-            if recorded_at is None:
-                cursor.execute(_CLOCK)
-                recorded_at = int(cursor.fetchone()[0])
-            recorded_at = max(recorded_at, latest)
-        receipts = {}
-        for write in sorted(writes, key=lambda write: write.stream.encode()):
-            receipts[write.stream] = self._append(cursor, write, recorded_at)
-        return tuple(receipts[write.stream] for write in writes)
+        names = [write.stream for write in writes]
+        categories = [category_of(name) for name in names]
+        cursor.execute(_LOCK_HEADS, {"names": names, "categories": categories}, prepare=True)
+        heads = {name: head for name, *head in cursor.fetchall()}
+        for write in writes:
+            version, _, deleted, _ = heads[write.stream]
+            refuse(write, version, deleted)
+        if now is None:
+            now = max(clock for _, _, _, clock in heads.values())
+        now = max(now, *(moment for _, moment, _, _ in heads.values()))
+        receipts = []
+        for write in writes:
+            version, moment, _, _ = heads[write.stream]
+            if write.events:
+                receipts.append(self._append(cursor, write, now, held=version))
+            else:
+                receipts.append(Receipt(write.stream, version, 0, moment if version else now))
+        unused = [write.stream for write in writes if not write.events]
+        if unused:
+            cursor.execute(_UNLOCK_NEW, {"names": unused})
+        return tuple(receipts)
 
     def _append(
-        self, cursor: Any, write: Write, now: int | None, *, again: bool = True
+        self, cursor: Any, write: Write, now: int | None, *, held: int | None = None, tries: int = 2
     ) -> Receipt:
+        """Append to one stream. `held` is the version of a head that is locked already."""
         stream, new, expected = write
         count = len(new)
         if not count:
@@ -219,10 +242,12 @@ class PostgresLog(SqlLog):
                 return Receipt(stream, head[1], 0, head[2])
             return Receipt(stream, 0, 0, moments.now() if now is None else now)
         type_ids = self._type_ids
-        at_version = expected.__class__ is int and expected
-        values = {"stream": stream, "now": now, "count": count}
+        values: dict[str, Any] = {"stream": stream, "now": now, "count": count}
+        if held is None and expected.__class__ is int and expected:
+            held = expected  # the statement finds out whether it is
+        at_version = held is not None
         if at_version:
-            values["expected"] = expected
+            values["expected"] = held
         else:
             values["category"] = category_of(stream)
         if count == 1:
@@ -242,8 +267,8 @@ class PostgresLog(SqlLog):
         if row is None:
             self._refuse(cursor, write)
             # It was refused a moment ago, and would not be now: the stream has moved meanwhile.
-            if again:
-                return self._append(cursor, write, now, again=False)
+            if tries > 1:
+                return self._append(cursor, write, now, tries=tries - 1)
             raise LogLockedError(
                 f"stream {stream!r} changed during the append; nothing was written, retry"
             )
@@ -305,13 +330,16 @@ class PostgresLog(SqlLog):
             time.sleep(pause)
             pause = min(pause * 2, 0.02)
 
-    def _more_pages(self, cursor: Any, mask: Mask, values: dict[str, Any]) -> Iterator[Page]:
+    def _more_pages(
+        self, mask: Mask, values: dict[str, Any], connection: Connection | None
+    ) -> Iterator[Page]:
         # The client would hold the whole result at once, unless it is streamed.
         values |= {"after": values["after"] + PAGE, "limit": None}
-        text = self._statement("fold", mask).text
-        with contextlib.closing(
-            cursor.stream(text, values, binary=True, size=_STREAM_ROWS)
-        ) as rows:
+        text = self._statement("fold", mask, False).text
+        with (
+            self._reading(connection) as cursor,
+            contextlib.closing(cursor.stream(text, values, binary=True, size=_STREAM_ROWS)) as rows,
+        ):
             while page := list(islice(rows, PAGE)):
                 yield page
 
@@ -336,7 +364,7 @@ class PostgresLog(SqlLog):
                     f"PostgreSQL could not be reached: {_without_secrets(cause)}", "not written"
                 ) from cause
             raw: Any = pooled.dbapi_connection
-            if not _is_dropped(raw):
+            if not self.is_dropped(raw):
                 break
             pooled.invalidate()  # seen before anything was sent on it
         if not raw.autocommit:
@@ -349,6 +377,15 @@ class PostgresLog(SqlLog):
         if self._transactional and raw.info.transaction_status == TransactionStatus.IDLE:
             raw.autocommit = False
         pooled.close()
+
+    def is_dropped(self, raw: Any) -> bool:
+        # Less than a microsecond: nothing is sent.
+        try:
+            raw.pgconn.consume_input()  # perhaps the server's last words, perhaps a notification
+            raw.pgconn.consume_input()  # the end of the stream comes after them
+        except (psycopg.Error, OSError):
+            return True
+        return False
 
     def join(self, connection: Connection) -> Any:
         check_dialect(connection, "postgresql")
@@ -367,17 +404,6 @@ class PostgresLog(SqlLog):
 
     def cursor(self, raw: Any) -> Any:
         return raw.cursor(binary=True)
-
-    @contextlib.contextmanager
-    def _transaction(self, connection: Connection | None) -> Iterator[Any]:
-        with self._writing(connection) as cursor:
-            if connection is not None:
-                with savepoint(cursor):
-                    yield cursor
-                return
-            cursor.execute("BEGIN")
-            yield cursor
-            cursor.execute("COMMIT")
 
     def _storing(self, connection: Connection | None) -> Borrowed:
         return self._writing(connection)
@@ -404,16 +430,6 @@ class PostgresLog(SqlLog):
 
 #: Rows that libpq hands over at a time while a long stream is read.
 _STREAM_ROWS: Final = 500 if psycopg.pq.version() >= 170000 else 1
-
-
-def _is_dropped(raw: Any) -> bool:
-    """Whether the server has closed an idle connection. Costs less than a microsecond."""
-    try:
-        raw.pgconn.consume_input()  # perhaps the server's last words, perhaps a notification
-        raw.pgconn.consume_input()  # the end of the stream comes after them
-    except (psycopg.Error, OSError):
-        return True
-    return False
 
 
 def _without_secrets(error: object) -> str:
@@ -451,7 +467,7 @@ def open_postgres(
     "full" acknowledges a commit when it is durable (the server's `synchronous_commit`); "relaxed"
     may lose the last commits, never in part, when the server crashes (synchronous_commit=off).
     """
-    engine = create_engine(url)
+    engine = create_engine(url, max_overflow=10 + KEPT)
     if durability == "relaxed":
 
         @event.listens_for(engine, "connect")

@@ -11,7 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cache
 from types import TracebackType
-from typing import Any, Final, TypeAlias
+from typing import Any, ClassVar, Final, TypeAlias
 
 import msgspec
 from sqlalchemy import (
@@ -25,7 +25,9 @@ from sqlalchemy import (
     Text,
     bindparam,
     delete,
+    func,
     literal_column,
+    or_,
     select,
     update,
 )
@@ -56,6 +58,7 @@ from eventstore.log.base import (
     StreamInfo,
     Write,
 )
+from eventstore.log.kept import Kept
 from eventstore.log.tables import appends, events, snapshots, streams, types
 
 #: Rows a page, where the log itself pages.
@@ -100,17 +103,20 @@ class Borrowed:
     def __init__(self, log: SqlLog, connection: Connection | None, *, writes: bool) -> None:
         self._log = log
         self.writes = writes
-        self.pooled = None if connection is not None else log.checkout()
-        self.raw: Any = (
-            log.join(connection) if connection is not None else self.pooled.dbapi_connection  # type: ignore[union-attr]
-        )
+        self.pooled: Any = None
+        self.raw: Any
+        if connection is None:
+            self.pooled = log.take()
+            self.raw = self.pooled.dbapi_connection
+        else:
+            self.raw = log.join(connection)
         self.cursor: Any = log.cursor(self.raw)
 
     def release(self) -> None:
         """Give the cursor and the connection back."""
         self.cursor.close()
         if self.pooled is not None:
-            self._log.checkin(self.pooled)
+            self._log.give(self.pooled)
 
     def __enter__(self) -> Any:
         return self.cursor
@@ -129,11 +135,42 @@ class Borrowed:
             raise translated from error
 
 
+class Transaction(Borrowed):
+    """The same with a transaction of our own, which the end of the block commits."""
+
+    __slots__ = ()
+
+    def __init__(self, log: SqlLog) -> None:
+        super().__init__(log, None, writes=True)
+
+    def __enter__(self) -> Any:
+        self._execute(self._log.begin)
+        return self.cursor
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if error is None:
+            self._execute("COMMIT")
+        super().__exit__(kind, error, trace)
+
+    def _execute(self, statement: str) -> None:
+        try:
+            self.cursor.execute(statement)
+        except BaseException as error:
+            super().__exit__(type(error), error, error.__traceback__)
+            raise
+
+
 class SqlLog(ABC):
     """The part of a log that SQLite and PostgreSQL have in common."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, *, keep: int = 0) -> None:
         self.engine = engine
+        self._kept = Kept(engine, keep)
         self._closed = False
         self._types: dict[int, EventType] = {}
         self._type_ids: dict[EventType, int] = {}
@@ -143,6 +180,8 @@ class SqlLog(ABC):
 
     #: The dialect's `insert`, which knows ON CONFLICT.
     insert: Any
+    #: The statement that begins a transaction that writes.
+    begin: ClassVar[str]
 
     @abstractmethod
     def checkout(self) -> Any:
@@ -151,6 +190,10 @@ class SqlLog(ABC):
     @abstractmethod
     def checkin(self, pooled: Any) -> None:
         """Give it back as the engine's other users expect it."""
+
+    @abstractmethod
+    def is_dropped(self, raw: Any) -> bool:
+        """Whether an idle connection has been closed by the other side."""
 
     @abstractmethod
     def join(self, connection: Connection) -> Any:
@@ -173,7 +216,9 @@ class SqlLog(ABC):
         """A list as the value of such a parameter."""
 
     @abstractmethod
-    def _more_pages(self, cursor: Any, mask: Mask, values: dict[str, Any]) -> Iterator[Page]:
+    def _more_pages(
+        self, mask: Mask, values: dict[str, Any], connection: Connection | None
+    ) -> Iterator[Page]:
         """The rows after a first full page, in pages; no more than a few are in memory at once."""
 
     @abstractmethod
@@ -203,7 +248,7 @@ class SqlLog(ABC):
         connection: Connection | None = None,
     ) -> tuple[Receipt, ...]:
         self._check_open()
-        if len({write.stream for write in writes}) != len(writes):
+        if len(writes) > 1 and len({write.stream for write in writes}) != len(writes):
             names = [write.stream for write in writes]
             raise InvalidArgumentError("writes", names, "a stream may occur once in an append")
         for write in writes:
@@ -231,15 +276,7 @@ class SqlLog(ABC):
     def _refuse(self, cursor: Any, write: Write) -> None:
         """Raise for what keeps a write out; return if nothing does."""
         found = self._row(cursor, "head", name=write.stream)
-        version, deleted = (found[1], found[3]) if found else (0, False)
-        if deleted:
-            raise StreamDeletedError(write.stream)
-        expected = write.expected
-        if expected is ANY or (isinstance(expected, int) and expected == version):
-            return
-        if (version > 0) is not (expected is NO_STREAM) and not isinstance(expected, int):
-            return
-        raise WrongExpectedVersionError(write.stream, expected, version)
+        refuse(write, *((found[1], found[3]) if found else (0, False)))
 
     # --- idempotency keys ----------------------------------------------------------------------
 
@@ -279,35 +316,27 @@ class SqlLog(ABC):
         fingerprint: bytes | None = None,
         connection: Connection | None = None,
     ) -> tuple[Snapshot | None, Iterator[Page]]:
-        self._check_open()
-        borrowed = self._reading(connection)
-        values = {"stream": stream, "after": after, **_given(until)}
+        mask = _mask(until)
+        values = {"stream": stream, "after": after, "limit": PAGE, **_given(until)}
         snapshot = None
-        with _released_on_error(borrowed):
-            cursor = borrowed.cursor
+        with self._reading(connection) as cursor:
             if fingerprint is not None:
                 values["fingerprint"] = fingerprint
-                row = self._row(cursor, "snapshot", _mask(until), **values)
+                row = self._row(cursor, "snapshot", mask, **values)
                 if row is not None:
                     snapshot = Snapshot(*row)
                     values["after"] = snapshot.version
-            values["limit"] = PAGE
-            self._execute(cursor, self._statement("fold", _mask(until)), values)
+            self._execute(cursor, self._statement("fold", mask), values)
             page = cursor.fetchall()
-        if len(page) < PAGE:  # nearly always: no connection is held while events are applied
-            borrowed.release()
+        if len(page) < PAGE:
             return snapshot, iter((page,))
-        pages = self._all_pages(borrowed, page, _mask(until), values)
-        next(pages)  # into the block that gives the connection back, even if nobody asks for more
-        return snapshot, pages
+        return snapshot, self._pages(page, mask, values, connection)
 
-    def _all_pages(
-        self, borrowed: Borrowed, page: Page, mask: Mask, values: dict[str, Any]
+    def _pages(
+        self, first: Page, mask: Mask, values: dict[str, Any], connection: Connection | None
     ) -> Iterator[Page]:
-        with borrowed as cursor:
-            yield ()
-            yield page
-            yield from self._more_pages(cursor, mask, values)
+        yield first
+        yield from self._more_pages(mask, values, connection)
 
     def read(
         self,
@@ -398,10 +427,26 @@ class SqlLog(ABC):
 
     def close(self) -> None:
         self._closed = True
+        self._kept.close()
 
     def _check_open(self) -> None:
         if self._closed:
             raise StoreClosedError
+
+    def take(self) -> Any:
+        """A connection as `checkout` gives it: one that was kept, or else the pool's."""
+        while pooled := self._kept.take():
+            if not self.is_dropped(pooled.dbapi_connection):
+                return pooled
+            pooled.invalidate()
+        return self.checkout()
+
+    def give(self, pooled: Any) -> None:
+        """Keep a connection, if it may be, or else give it back to the pool."""
+        if not self._kept.give(pooled):
+            self.checkin(pooled)
+        elif self._closed:  # meanwhile
+            self._kept.close()
 
     def _reading(self, connection: Connection | None = None) -> Borrowed:
         self._check_open()
@@ -410,6 +455,18 @@ class SqlLog(ABC):
     def _writing(self, connection: Connection | None = None) -> Borrowed:
         self._check_open()
         return Borrowed(self, connection, writes=True)
+
+    def _transaction(
+        self, connection: Connection | None
+    ) -> contextlib.AbstractContextManager[Any]:
+        """A cursor for a block that is written as a whole or not at all."""
+        self._check_open()
+        return Transaction(self) if connection is None else self._joined(connection)
+
+    @contextlib.contextmanager
+    def _joined(self, connection: Connection) -> Iterator[Any]:
+        with self._writing(connection) as cursor, savepoint(cursor):
+            yield cursor
 
     def _execute(self, cursor: Any, statement: Statement, values: Mapping[str, Any]) -> None:
         cursor.execute(statement.text, statement.parameters(values))
@@ -420,6 +477,18 @@ class SqlLog(ABC):
 
     def _compiled(self, name: str, *shape: Any) -> Statement:
         return Statement(getattr(_Queries(self), name)(*shape), self.engine.dialect)
+
+
+def refuse(write: Write, version: int, deleted: bool) -> None:
+    """Raise for what keeps a write out of a stream at that version; return if nothing does."""
+    if deleted:
+        raise StreamDeletedError(write.stream)
+    expected = write.expected
+    if expected is ANY or (isinstance(expected, int) and expected == version):
+        return
+    if (version > 0) is not (expected is NO_STREAM) and not isinstance(expected, int):
+        return
+    raise WrongExpectedVersionError(write.stream, expected, version)
 
 
 def _check_expected(expected: Expected) -> None:
@@ -455,15 +524,6 @@ def savepoint(cursor: Any) -> Iterator[None]:
     cursor.execute("RELEASE SAVEPOINT eventstore")
 
 
-@contextlib.contextmanager
-def _released_on_error(borrowed: Borrowed) -> Iterator[None]:
-    try:
-        yield
-    except BaseException as error:
-        borrowed.__exit__(type(error), error, error.__traceback__)
-        raise
-
-
 def _mask(until: Bounds) -> Mask:
     return (until.version is not None, until.position is not None, until.recorded_at is not None)
 
@@ -495,11 +555,32 @@ class _Queries:
     def receipts(self) -> Select[Any]:
         return select(appends.c.receipts).where(appends.c.key == _text("key"))
 
-    def fold(self, mask: Mask) -> Select[Any]:
+    def fold(self, mask: Mask, paged: bool = True) -> Select[Any]:
         c = events.c
         query = select(c.type_id, c.data).where(c.stream_id == _stream_id())
         query = _within(query, c, mask).where(c.version > _int("after"))
+        if mask[1:] != (False, False):
+            query = query.where(c.version < self._first_beyond(mask, paged))
         return _limited(query.order_by(c.version))
+
+    def _first_beyond(self, mask: Mask, paged: bool) -> Any:
+        """The version at which a stream leaves the bounds of position or time.
+
+        Both rise with the version. Without this, a load of the past would read the rows of all
+        that has happened since, only to leave them out.
+        """
+        e = events.alias().c
+        beyond = [
+            column > _int(f"until_{column.name}")
+            for column, bounded in zip((e.position, e.recorded_at), mask[1:], strict=True)
+            if bounded
+        ]
+        after = _int("after")
+        query = select(e.version).where(e.stream_id == _stream_id(), e.version > after)
+        if paged:  # within this page, or not at all
+            query = query.where(e.version <= after + literal_column(str(PAGE)))
+        first = query.where(or_(*beyond)).order_by(e.version).limit(literal_column("1"))
+        return func.coalesce(first.scalar_subquery(), literal_column(str(2**63 - 1)))
 
     def read(self, mask: Mask, backwards: bool, of_types: bool) -> Select[Any]:
         query = self._rows(of_types).where(events.c.stream_id == _stream_id())

@@ -37,7 +37,8 @@ from eventstore.errors import (
     StoreClosedError,
 )
 from eventstore.log.base import ANY, NO_STREAM, STREAM_EXISTS, EventType, Receipt, Write
-from eventstore.log.sql import PAGE, Borrowed, Mask, Page, SqlLog, check_dialect, savepoint
+from eventstore.log.kept import KEPT
+from eventstore.log.sql import PAGE, Borrowed, Mask, Page, SqlLog, check_dialect
 from eventstore.names import category_of
 
 Durability = Literal["full", "relaxed"]
@@ -77,10 +78,35 @@ _TYPE: Final = "SELECT id FROM eventstore_types WHERE name = ? AND version = ?"
 _NEW_TYPE: Final = "INSERT INTO eventstore_types (name, version) VALUES (?, ?)"
 
 
+class Turn:
+    """The right to write, of one thread at a time.
+
+    Threads of one process queue here: fairer and quicker than SQLite's sleep and retry.
+    """
+
+    def __init__(self, timeout: float) -> None:
+        self._timeout = timeout
+        self._lock = threading.Lock()
+
+    def __enter__(self) -> None:
+        if not self._lock.acquire(timeout=self._timeout):
+            raise LogLockedError(
+                f"another thread has been writing for {self._timeout:g} s; nothing was written, "
+                "a retry is safe"
+            )
+
+    def __exit__(self, *_error: object) -> None:
+        self._lock.release()
+
+
+_NO_TURN: Final = contextlib.nullcontext()
+
+
 class SqliteLog(SqlLog):
     """Events in a SQLite file, or in memory."""
 
     insert = staticmethod(insert)
+    begin = "BEGIN IMMEDIATE"
 
     def __init__(
         self,
@@ -88,12 +114,11 @@ class SqliteLog(SqlLog):
         *,
         clock: Callable[[], int] = moments.now,
         lock_timeout: float = 5.0,
+        keep: int = 0,
     ) -> None:
-        super().__init__(engine)
+        super().__init__(engine, keep=keep)
         self._clock = clock
-        self._lock_timeout = lock_timeout
-        # Threads of one process queue here: fairer and quicker than SQLite's sleep and retry.
-        self._writer = threading.Lock()
+        self._turn = Turn(lock_timeout)
 
     # --- appending -----------------------------------------------------------------------------
 
@@ -107,7 +132,7 @@ class SqliteLog(SqlLog):
         erase: bool = False,
     ) -> tuple[Receipt, ...]:
         new_types: dict[EventType, int] = {}
-        with self._transaction(connection) as cursor:
+        with self._turn_of(connection), self._transaction(connection) as cursor:
             if key is not None:
                 first = self._first_receipts(cursor, key, writes)
                 if first is not None:
@@ -116,7 +141,7 @@ class SqliteLog(SqlLog):
             if len(writes) > 1:
                 names = self.list_value(write.stream for write in writes)
                 now = max(now, cursor.execute(_LATEST, (names,)).fetchone()[0] or 0)
-            receipts = tuple(self._append(cursor, write, now, new_types) for write in writes)
+            receipts = tuple([self._append(cursor, write, now, new_types) for write in writes])
             if erase:
                 _erase(cursor, receipts[0])
             if key is not None:
@@ -167,16 +192,19 @@ class SqliteLog(SqlLog):
         with self._reading() as cursor:
             return cursor.execute("SELECT max(position) FROM eventstore_events").fetchone()[0] or 0
 
-    def _more_pages(self, cursor: Any, mask: Mask, values: dict[str, Any]) -> Iterator[Page]:
+    def _more_pages(
+        self, mask: Mask, values: dict[str, Any], connection: Connection | None
+    ) -> Iterator[Page]:
         # A query a page: a result left open would be a read lock, and in memory keep writers out.
-        page: Page = ()
-        while not page or len(page) == PAGE:
+        statement = self._statement("fold", mask)
+        full = True
+        while full:
             values["after"] += PAGE  # a stream's versions have no gaps
-            self._execute(cursor, self._statement("fold", mask), values)
-            page = cursor.fetchall()
-            if not page:
-                return
+            with self._reading(connection) as cursor:
+                self._execute(cursor, statement, values)
+                page = cursor.fetchall()
             yield page
+            full = len(page) == PAGE
 
     def one_of(self, column: Any, parameter: str) -> Any:
         return column.in_(
@@ -197,6 +225,9 @@ class SqliteLog(SqlLog):
 
     def checkin(self, pooled: Any) -> None:
         pooled.close()
+
+    def is_dropped(self, raw: Any) -> bool:
+        return False
 
     def join(self, connection: Connection) -> Any:
         check_dialect(connection, "sqlite")
@@ -221,26 +252,14 @@ class SqliteLog(SqlLog):
         return raw.cursor()
 
     @contextlib.contextmanager
-    def _transaction(self, connection: Connection | None) -> Iterator[Any]:
-        if connection is not None:
-            with self._writing(connection) as cursor, savepoint(cursor):
-                yield cursor
-            return
-        if not self._writer.acquire(timeout=self._lock_timeout):
-            raise LogLockedError(
-                f"another thread has been writing for {self._lock_timeout:g} s; nothing was "
-                "written, a retry is safe"
-            )
-        try:
-            with self._writing() as cursor:
-                cursor.execute("BEGIN IMMEDIATE")
-                yield cursor
-                cursor.execute("COMMIT")
-        finally:
-            self._writer.release()
+    def _storing(self, connection: Connection | None) -> Iterator[Any]:
+        # A single statement would not be committed by a caller's engine, in the driver's default
+        # mode.
+        with self._turn_of(connection), self._transaction(connection) as cursor:
+            yield cursor
 
-    # A single statement would not be committed by a caller's engine, in the driver's default mode.
-    _storing = _transaction
+    def _turn_of(self, connection: Connection | None) -> contextlib.AbstractContextManager[None]:
+        return self._turn if connection is None else _NO_TURN
 
     def failed(self, error: BaseException, borrowed: Borrowed) -> BaseException | None:
         pooled = borrowed.pooled
@@ -248,11 +267,11 @@ class SqliteLog(SqlLog):
         if pooled is not None:
             # After a COMMIT that failed, SQLite says by itself whether the transaction still is.
             committing = borrowed.writes and not borrowed.raw.in_transaction
-            if borrowed.raw.in_transaction:
-                with contextlib.suppress(sqlite3.Error):
-                    borrowed.raw.rollback()
-        with contextlib.suppress(sqlite3.Error):
-            borrowed.release()
+            try:
+                borrowed.raw.rollback()
+                borrowed.release()
+            except sqlite3.Error:
+                pooled.invalidate()
         if isinstance(error, sqlite3.Error):
             if self._closed:
                 return StoreClosedError()
@@ -328,6 +347,7 @@ def open_sqlite(
     engine = create_engine(
         url,
         poolclass=QueuePool,
+        max_overflow=10 + KEPT,
         connect_args={"timeout": lock_timeout, "check_same_thread": False},
     )
 

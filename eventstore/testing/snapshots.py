@@ -20,7 +20,9 @@ class SnapshotContract:
         """Those at versions 2, 4, 6 and 8 of ten events, whose times are their versions."""
         receipts = [add(log, "a/1", recorded_at=version) for version in range(1, 11)]
         kept = [
-            Snapshot(receipt.version, receipt.position, receipt.recorded_at, b"%d" % receipt.version)
+            Snapshot(
+                receipt.version, receipt.position, receipt.recorded_at, b"%d" % receipt.version
+            )
             for receipt in receipts[1:8:2]
         ]
         for snapshot in reversed(kept):

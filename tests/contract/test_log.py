@@ -16,6 +16,7 @@ def opened(url: str) -> Iterator[Log]:
     log, close = open_log(url)
     schema.prepare(log.engine)
     yield log
+    log.close()
     close()
 
 

@@ -21,6 +21,7 @@ def open_logs() -> Iterator[Callable[..., Log]]:
         def open(url: str, *, prepare: bool = True, **options: Any) -> Log:
             log, close = open_log(url, **options)
             stack.callback(close)
+            stack.callback(log.close)
             if prepare:
                 schema.prepare(log.engine)
             return log

@@ -129,6 +129,7 @@ def test_a_file_that_is_no_database_is_an_error_of_the_library(path: Path) -> No
         add(log, "a/1")
     assert caught.value.outcome == "not written"
     assert isinstance(caught.value.__cause__, sqlite3.DatabaseError)
+    log.close()
     close()
 
 
@@ -137,6 +138,7 @@ def test_a_folder_that_is_not_there_is_an_error_of_the_library(tmp_path: Path) -
     with pytest.raises(LogUnavailableError) as caught:
         all_rows(log)
     assert caught.value.outcome == "not written"
+    log.close()
     close()
 
 
@@ -304,6 +306,7 @@ def test_a_server_that_is_not_there_is_reported_without_the_password() -> None:
     while error is not None:
         assert "s3cret" not in str(error)
         error = error.__cause__
+    log.close()
     close()
 
 
@@ -313,4 +316,5 @@ def test_a_database_without_our_tables_is_reported(empty_postgres_url: str) -> N
         all_rows(log)
     assert isinstance(caught.value.__cause__, psycopg.errors.UndefinedTable)
     assert "eventstore migrate" in str(caught.value)
+    log.close()
     close()

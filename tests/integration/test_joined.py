@@ -10,6 +10,7 @@ from sqlalchemy import Connection, create_engine, make_url, text
 from eventstore.errors import (
     IdempotencyKeyReusedError,
     InvalidArgumentError,
+    LogLockedError,
     StreamDeletedError,
     WrongExpectedVersionError,
 )
@@ -104,13 +105,24 @@ def test_a_long_stream_is_folded_in_the_callers_transaction(log: Log) -> None:
     assert len(folded(log, "a/1")[1]) == 2_502
 
 
-def test_nobody_else_sees_it_before_the_commit(log: Log, request: pytest.FixtureRequest) -> None:
-    if "memory" in request.node.callspec.id:
-        pytest.skip("readers of a memory database wait for its writer")
+def test_nobody_else_sees_it_before_the_commit(
+    sqlite_url: str, postgres_url: str, open_logs: OpenLogs
+) -> None:
+    for log in (open_logs(sqlite_url), open_logs(postgres_url)):
+        with log.engine.connect() as connection:
+            append(log, connection, "a/1")
+            assert log.stream("a/1") is None
+            assert not all_rows(log)
+            connection.commit()
+        assert len(all_rows(log)) == 2
+
+
+def test_readers_of_a_memory_database_wait_for_its_writer(open_logs: OpenLogs) -> None:
+    log = open_logs("sqlite://", lock_timeout=0.3)
     with log.engine.connect() as connection:
         append(log, connection, "a/1")
-        assert log.stream("a/1") is None
-        assert not all_rows(log)
+        with pytest.raises(LogLockedError):
+            all_rows(log)
         connection.commit()
     assert len(all_rows(log)) == 2
 

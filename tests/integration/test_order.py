@@ -267,7 +267,7 @@ def test_a_long_gap_free_log_is_settled_by_a_reader_that_starts_afresh(
     assert fresh.settled(0) == last.position
 
 
-# --- why the log asks for locks and not for snapshots ----------------------------------------------
+# --- why the log asks for locks and not for snapshots --------------------------------------------
 
 
 class Overtaken:

@@ -74,8 +74,8 @@ def total(store: EventStore, at: datetime | Cut | None, id: str = "a") -> int | 
     try:
         return store.load(Counter, id, at=at).total
     except StreamNotFoundError as error:
-        assert error.when == (at.at if isinstance(at, Cut) else at)
-        assert error.stream == f"time-counter/{id}"
+        assert error.when == (at.at if isinstance(at, Cut) else at)  # noqa: PT017
+        assert error.stream == f"time-counter/{id}"  # noqa: PT017
         return None
 
 

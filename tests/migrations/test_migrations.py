@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 import subprocess
 import sys
 import threading
@@ -9,23 +10,38 @@ import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import pytest
+from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import Column, Engine, Integer, MetaData, Table, inspect, make_url, text
+from sqlalchemy import (
+    Column,
+    Engine,
+    Integer,
+    MetaData,
+    Table,
+    create_engine,
+    inspect,
+    make_url,
+    text,
+)
 
 from eventstore import (
     Event,
     EventStore,
+    LogLockedError,
+    LogReadOnlyError,
     SchemaMissingError,
     SchemaTooNewError,
     schema,
 )
 from eventstore.log.opening import open_engine
 from eventstore.log.tables import REVISION, VERSION_TABLE, metadata
+from eventstore.urls import parse
 
 ROOT = Path(__file__).parents[2]
 
@@ -70,15 +86,14 @@ def described(engine: Engine) -> dict[str, Any]:
 
 
 def differences(engine: Engine) -> list[Any]:
+    opts = {
+        "compare_type": True,
+        # On SQLite Alembic takes an identity for a default; there `described` sees the defaults.
+        "compare_server_default": engine.dialect.name == "postgresql",
+        "version_table": VERSION_TABLE,
+    }
     with engine.connect() as connection:
-        context = MigrationContext.configure(
-            connection,
-            opts={
-                "compare_type": True,
-                "compare_server_default": True,
-                "version_table": VERSION_TABLE,
-            },
-        )
+        context = MigrationContext.configure(connection, opts=opts)
         return list(compare_metadata(context, metadata))
 
 
@@ -163,6 +178,68 @@ def test_tables_of_a_later_version_are_refused(engine: Engine, empty_url: str) -
         schema.migrate(engine)
 
 
+def test_a_schema_that_is_only_read_opens_read_only(sqlite_url: str) -> None:
+    EventStore(sqlite_url).close()
+    path = make_url(sqlite_url).database
+    with EventStore(f"sqlite:///file:{path}?mode=ro&uri=true") as store:
+        assert store.head() == 0
+        with pytest.raises(LogReadOnlyError):
+            store.append("tables/one", TableLaid(name="x"))
+
+
+def test_a_fresh_file_that_cannot_be_written_is_told_so(tmp_path: Path) -> None:
+    (tmp_path / "empty.db").touch()
+    with pytest.raises(LogReadOnlyError) as caught:
+        EventStore(f"sqlite:///file:{tmp_path / 'empty.db'}?mode=ro&uri=true")
+    assert isinstance(caught.value.__cause__, sqlite3.OperationalError)
+
+
+def test_a_locked_file_is_waited_for_and_then_told(sqlite_url: str) -> None:
+    other = sqlite3.connect(make_url(sqlite_url).database or "", isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    with pytest.raises(LogLockedError):
+        EventStore(sqlite_url, lock_timeout=0.05)
+    other.close()
+    EventStore(sqlite_url).close()
+
+
+def test_a_role_without_rights_is_told_so(empty_postgres_url: str) -> None:
+    engine, close = open_engine(empty_postgres_url)
+    role = f"guest_{uuid4().hex[:8]}"
+    try:
+        with engine.begin() as connection:
+            connection.execute(text(f"CREATE ROLE {role}"))
+            connection.execute(text(f"SET LOCAL ROLE {role}"))
+            with pytest.raises(LogReadOnlyError, match="permission denied"):
+                schema.migrate(connection)
+            connection.rollback()
+    finally:
+        close()
+
+
+@pytest.mark.parametrize("options", [{}, {"isolation_level": "AUTOCOMMIT"}])
+def test_the_callers_own_engine_migrates_as_one_transaction(
+    empty_url: str, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = create_engine(parse(empty_url), **options)
+    try:
+        with monkeypatch.context() as patched:
+            patched.setattr(command, "upgrade", _upgrade_and_fail)
+            with pytest.raises(ZeroDivisionError):
+                schema.migrate(engine)
+        assert inspect(engine).get_table_names() == []
+        assert schema.migrate(engine) is None
+        assert schema.migrate(engine) == REVISION
+        schema.prepare(engine, migrate=False)
+    finally:
+        engine.dispose()
+
+
+def _upgrade_and_fail(config: Config, revision: str) -> None:
+    config.attributes["connection"].execute(text("CREATE TABLE eventstore_half (id INTEGER)"))
+    raise ZeroDivisionError
+
+
 def test_many_may_open_a_fresh_file_at_once(sqlite_url: str) -> None:
     program = (
         "import sys; from eventstore import EventStore\n"
@@ -224,8 +301,6 @@ def upgrade():
 
 
 def test_the_hosts_own_alembic_and_ours_share_a_database(engine: Engine, tmp_path: Path) -> None:
-    from alembic import command
-
     (tmp_path / "host" / "versions").mkdir(parents=True)
     (tmp_path / "host" / "env.py").write_text(HOST_ENV)
     (tmp_path / "host" / "versions" / "host1.py").write_text(HOST_REVISION)

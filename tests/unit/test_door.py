@@ -1,0 +1,49 @@
+"""The public door: what it shows, and what importing it costs."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from types import ModuleType
+
+import eventstore
+
+
+def test_all_is_exactly_what_is_exported() -> None:
+    public = {
+        name
+        for name, value in vars(eventstore).items()
+        if not name.startswith("_") and not isinstance(value, ModuleType)
+    }
+    assert sorted(public) == sorted(eventstore.__all__)
+    assert len(set(eventstore.__all__)) == len(eventstore.__all__)
+
+
+def test_every_public_name_is_documented() -> None:
+    for name in eventstore.__all__:
+        value = getattr(eventstore, name)
+        if isinstance(value, type) or callable(value):
+            assert value.__doc__, name
+
+
+def test_every_error_derives_from_the_root() -> None:
+    errors = [name for name in eventstore.__all__ if name.endswith("Error")]
+    assert len(errors) > 20
+    for name in errors:
+        assert issubclass(getattr(eventstore, name), eventstore.EventStoreError)
+
+
+def test_importing_is_cheap() -> None:
+    """Neither migrations nor drivers nor test tools nor web frameworks are imported."""
+    script = "import sys, eventstore; print(*sorted(sys.modules))"
+    ran = subprocess.run(
+        [sys.executable, "-W", "error", "-c", script],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={"PYTHONPATH": ":".join(filter(None, sys.path))},
+    )
+    loaded = {name.partition(".")[0] for name in ran.stdout.split()}
+    unwanted = {"alembic", "psycopg", "pytest", "hypothesis", "starlette", "sqlite3", "mako"}
+    assert loaded & unwanted == set()
+    assert "eventstore" in loaded

@@ -1,0 +1,252 @@
+"""Events and their classes."""
+
+from __future__ import annotations
+
+import datetime as dt
+import decimal
+import enum
+import uuid
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+
+from eventstore import DefinitionError, Event, EventNameTakenError, InvalidEventError, upcast
+from eventstore.event import event_class, seal
+
+
+class Color(enum.Enum):
+    RED = "red"
+
+
+@dataclass
+class Point:
+    x: int
+    y: int
+
+
+class Everything(Event, name="unit-everything"):
+    number: int
+    real: float
+    text: str
+    flag: bool
+    when: dt.datetime
+    day: dt.date
+    span: dt.timedelta
+    key: uuid.UUID
+    sum: decimal.Decimal
+    color: Color
+    point: Point
+    raw: bytes
+    many: list[Point]
+    named: dict[str, int]
+    pair: tuple[int, str]
+    unique: frozenset[int]
+    maybe: int | None = None
+
+
+EVERYTHING = Everything(
+    number=-(2**63),
+    real=0.1,
+    text='ä\x00"\\\n🐚',
+    flag=True,
+    when=dt.datetime(2026, 1, 1, 1, 2, 3, 4, tzinfo=dt.timezone(dt.timedelta(hours=2))),
+    day=dt.date(2026, 1, 1),
+    span=dt.timedelta(days=-1, microseconds=1),
+    key=uuid.UUID(int=5),
+    sum=decimal.Decimal("1.10"),
+    color=Color.RED,
+    point=Point(1, 2),
+    raw=b"\x00\xff",
+    many=[Point(3, 4)],
+    named={"x": 1},
+    pair=(1, "a"),
+    unique=frozenset({1, 2}),
+)
+
+
+def test_every_kind_of_value_comes_back_as_it_was() -> None:
+    sealed, payload = seal(EVERYTHING)
+    assert sealed == EVERYTHING
+    assert isinstance(payload, bytes)
+    assert sealed.when.utcoffset() == dt.timedelta(hours=2)
+
+
+def test_an_event_cannot_be_changed() -> None:
+    with pytest.raises(AttributeError):
+        EVERYTHING.number = 1  # type: ignore[misc]
+
+
+def test_sealing_makes_an_event_independent_of_mutable_values() -> None:
+    class Held(Event, name="unit-held"):
+        values: list[int]
+
+    mine = [1]
+    sealed, payload = seal(Held(mine))
+    mine.append(2)
+    assert (sealed.values, payload) == ([1], b'{"values":[1]}')
+
+
+class Strict(Event, name="unit-strict"):
+    number: int
+    text: str = ""
+    nested: dict[str, list[int]] = {}
+
+
+@pytest.mark.parametrize(
+    ("bad", "field"),
+    [
+        (lambda: Strict("1"), "number"),  # type: ignore[arg-type]
+        (lambda: Strict(1.5), "number"),  # type: ignore[arg-type]
+        (lambda: Strict(None), "number"),  # type: ignore[arg-type]
+        (lambda: Strict(1, b"x"), ""),  # type: ignore[arg-type]
+        (lambda: Strict(1, "\ud800"), ""),
+        (lambda: Strict(1, nested={"a": [1, "2"]}), "nested"),  # type: ignore[list-item]
+        (lambda: Strict(1, nested={"a": [object()]}), ""),  # type: ignore[list-item]
+        (lambda: Strict(2**65), ""),
+    ],
+)
+def test_a_wrong_value_is_refused_by_name(bad: Any, field: str) -> None:
+    event = bad()
+    with pytest.raises(InvalidEventError) as caught:
+        seal(event)
+    assert caught.value.event_type == "unit-strict"
+    assert field in caught.value.reason
+    assert isinstance(caught.value, ValueError)
+
+
+def test_a_value_that_contains_itself_is_refused() -> None:
+    class Deep(Event, name="unit-deep"):
+        value: Any
+
+    circle: list[Any] = []
+    circle.append(circle)
+    with pytest.raises(InvalidEventError):
+        seal(Deep(circle))
+
+
+def test_the_stored_name_is_the_class_name_or_an_explicit_one() -> None:
+    class UnitPlain(Event):
+        pass
+
+    class UnitNamed(Event, name="unit-named-1", aliases=["unit-named-0"]):
+        pass
+
+    assert UnitPlain.__event_name__ == "UnitPlain"
+    assert event_class("UnitPlain") is UnitPlain
+    assert event_class("unit-named-1") is event_class("unit-named-0") is UnitNamed
+    assert event_class("UnitNamed") is None
+
+
+def test_the_name_of_a_base_class_is_not_inherited() -> None:
+    class UnitBase(Event, name="unit-base"):
+        x: int
+
+    class UnitChild(UnitBase):
+        y: int = 0
+
+    assert UnitChild.__event_name__ == "UnitChild"
+    assert seal(UnitChild(1, 2))[1] == b'{"x":1,"y":2}'
+
+
+def test_two_classes_cannot_claim_one_name() -> None:
+    class UnitFirst(Event, name="unit-claimed"):
+        pass
+
+    for declare in ('name="unit-claimed"', 'name="unit-free", aliases=["unit-claimed"]'):
+        with pytest.raises(EventNameTakenError) as caught:
+            exec(f"class Second(Event, {declare}): pass", {"Event": Event, "__name__": "m"})
+        assert (caught.value.owner, caught.value.name) == ("m.Second", "unit-claimed")
+        assert caught.value.holder.endswith("UnitFirst")
+    assert event_class("unit-claimed") is UnitFirst
+
+
+def test_a_refused_class_claims_no_name() -> None:
+    class UnitHolder(Event, name="unit-held-name"):
+        pass
+
+    with pytest.raises(EventNameTakenError):
+        exec(
+            'class Second(Event, name="unit-never", aliases=["unit-held-name"]): pass',
+            {"Event": Event, "__name__": "m"},
+        )
+    assert event_class("unit-never") is None
+
+
+def test_the_same_class_made_again_takes_its_own_place() -> None:
+    source = 'class Cell(Event, name="unit-cell"):\n    x: int = {}'
+    space: dict[str, Any] = {"Event": Event, "__name__": "notebook"}
+    exec(source.format(1), space)
+    exec(source.format(2), space)
+    assert event_class("unit-cell") is space["Cell"]
+
+
+@pytest.mark.parametrize("name", ["", "a\nb", "x" * 256, 5, "$mine"])
+def test_a_name_that_cannot_be_stored_is_refused(name: Any) -> None:
+    with pytest.raises(DefinitionError) as caught:
+
+        class Broken(Event, name=name):
+            pass
+
+    assert "Broken" in caught.value.owner
+
+
+@pytest.mark.parametrize("version", [0, -1, "2", 1.5, True])
+def test_a_version_that_is_no_version_is_refused(version: Any) -> None:
+    with pytest.raises(DefinitionError) as caught:
+
+        class Broken(Event, name="unit-broken", version=version):
+            pass
+
+    assert "version" in str(caught.value)
+
+
+def test_aliases_must_be_a_list() -> None:
+    with pytest.raises(DefinitionError):
+
+        class Broken(Event, name="unit-broken", aliases="old-name"):  # type: ignore[arg-type]
+            pass
+
+
+def test_a_chain_of_upcasters_has_no_gap_no_double_and_no_excess() -> None:
+    def step(payload: dict[str, Any]) -> dict[str, Any]:
+        return payload
+
+    def declared(version: int, *starts: Any) -> DefinitionError:
+        body = {f"_from_{n}": upcast(start)(lambda p: p) for n, start in enumerate(starts)}
+        body |= {"__module__": "m", "__qualname__": "Chained"}
+        with pytest.raises(DefinitionError) as caught:
+            type(Event)("Chained", (Event,), body, name="unit-chained", version=version)
+        assert caught.value.owner == "m.Chained"
+        return caught.value
+
+    assert "lacks the upcaster from version 1" in str(declared(2))
+    assert "lacks the upcaster from version 2" in str(declared(4, 1, 3))
+    assert "two upcasters from version 1" in str(declared(2, 1, 1))
+    assert declared(2, 1, 1).member == "_from_1"
+    assert "upcaster from version 2" in str(declared(2, 1, 2))
+    assert "upcaster from version 0" in str(declared(1, 0))
+    assert event_class("unit-chained") is None
+
+
+def test_an_upcaster_may_be_a_static_method() -> None:
+    class UnitStatic(Event, name="unit-static", version=3):
+        x: int
+
+        @upcast(from_version=1)
+        @staticmethod
+        def _one(payload: dict[str, Any]) -> dict[str, Any]:
+            return {"y": payload["x"]}
+
+        @staticmethod
+        @upcast(from_version=2)
+        def _two(payload: dict[str, Any]) -> dict[str, Any]:
+            return {"x": payload["y"]}
+
+    assert UnitStatic.__upcasters__[2](UnitStatic.__upcasters__[1]({"x": 4})) == {"x": 4}
+
+
+def test_events_stay_immutable() -> None:
+    with pytest.raises(DefinitionError) as caught:
+        exec("class Broken(Event, frozen=False): pass", {"Event": Event, "__name__": "m"})
+    assert caught.value.owner == "m.Broken"
