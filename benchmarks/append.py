@@ -41,7 +41,7 @@ def sqlite(
     with ExitStack() as opened:
         hand, store = contenders.sqlite(folder, durability, opened)
         peer = contenders.sqlite_peer(folder, durability, opened)
-        one, many = (1_000, 25) if durability == "full" else (4_000, 50)
+        one, many = (300, 10) if durability == "full" else (1_000, 15)
         return appends(f"SQLite {synchronous}", hand, store, peer, one, many, goals)
 
 
@@ -50,7 +50,7 @@ def postgres(new_database: Callable[[], str]) -> list[Result]:
     with ExitStack() as opened:
         hand, store = contenders.postgres(new_database, opened)
         peer = contenders.postgres_peer(new_database, opened)
-        return appends("PostgreSQL", hand, store, peer, 700, 25, (0.90, 0.90))
+        return appends("PostgreSQL", hand, store, peer, 200, 8, (0.90, 0.90))
 
 
 def appends(

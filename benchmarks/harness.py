@@ -28,7 +28,7 @@ import psycopg
 from sqlalchemy import make_url
 
 QUICK: Final = os.environ.get("QUICK", "") not in ("", "0")
-ROUNDS: Final = 5 if QUICK else 9
+ROUNDS: Final = 7 if QUICK else 25
 
 #: One run: a fixed number of operations.
 Run = Callable[[], object]
@@ -63,8 +63,8 @@ class Result:
 
 
 def sized(operations: int) -> int:
-    """How many operations a run has: a fifth when in a hurry."""
-    return max(1, operations // 5) if QUICK else operations
+    """How many operations a run has: a third when in a hurry."""
+    return max(1, operations // 3) if QUICK else operations
 
 
 def measure(workload: Workload) -> Result:
@@ -86,7 +86,7 @@ def _turned(names: list[str], number: int) -> list[str]:
     return names[start:] + names[:start]
 
 
-# --- tables ----------------------------------------------------------------------------------------
+# --- tables ------------------------------------------------------------------------------------
 
 
 def report(title: str, results: list[Result]) -> None:
@@ -134,7 +134,7 @@ def machine() -> str:
     )
 
 
-# --- databases -------------------------------------------------------------------------------------
+# --- databases ---------------------------------------------------------------------------------
 
 
 @contextmanager

@@ -21,8 +21,8 @@ from workload import Account, WatchedAccount, deposited, opened
 from eventstore import EventStore, Write
 
 #: The lengths of the aggregates, how often one run loads each, and what is aimed at.
-LENGTHS: Final = ((10, 3_000, 0.70), (100, 800, 0.85), (1_000, 100, 0.85), (10_000, 10, 0.90))
-COMMANDS: Final = 300
+LENGTHS: Final = ((10, 600, 0.70), (100, 200, 0.85), (1_000, 30, 0.85), (10_000, 3, 0.90))
+COMMANDS: Final = 60
 DAWN: Final = datetime(2024, 1, 1, tzinfo=UTC)
 
 
@@ -100,7 +100,7 @@ def commands(
 
 def moments(database: str, hand: raw.Sqlite | raw.Postgres, store: EventStore) -> list[Result]:
     """The state at moments around the middle of 10,000 events, 10 a second."""
-    moments = [DAWN + timedelta(seconds=500 + number) for number in range(10)]
+    moments = [DAWN + timedelta(seconds=490 + number) for number in range(20)]
     for cls in (Account, WatchedAccount):
         account = cls("past")
         account.open()
@@ -116,7 +116,7 @@ def moments(database: str, hand: raw.Sqlite | raw.Postgres, store: EventStore) -
     return [harness.measure(Workload(f"{name}, snapshots", size, runs, 20.0))]
 
 
-# --- runs ------------------------------------------------------------------------------------------
+# --- runs --------------------------------------------------------------------------------------
 
 
 def loading(load: Callable[[Any], Any], id: Any, times: int) -> Run:

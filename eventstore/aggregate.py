@@ -46,7 +46,12 @@ class AggregateType(type):
                         "state needs a default, its value before the first event",
                         member=attribute,
                     )
-                defaults[attribute] = _factory(namespace.pop(attribute))
+                default = _factory(namespace.pop(attribute))
+                if default is None:
+                    raise DefinitionError(
+                        owner, "its field() needs a default, or a factory of one", member=attribute
+                    )
+                defaults[attribute] = default
             namespace.setdefault("__slots__", tuple(defaults))
         namespace["__own_state__"] = defaults
         return super().__new__(mcls, name, bases, namespace, **options)
@@ -73,13 +78,18 @@ def _is_class_variable(annotation: Any) -> bool:
     return text.removeprefix("typing.").removeprefix("t.").startswith("ClassVar")
 
 
-def _factory(default: Any) -> Callable[[], Any] | tuple[Any]:
-    """What makes the default value: a factory, or the one value in a tuple if it can be shared."""
+def _factory(default: Any) -> Callable[[], Any] | tuple[Any] | None:
+    """What makes the default value: a factory, or the one value in a tuple if it can be shared.
+
+    None for a field that has neither.
+    """
     factory = getattr(default, "default_factory", None)
     if isinstance(default, dataclasses.Field) or type(default).__module__.startswith("msgspec"):
         if callable(factory):
             return lambda: factory()
         default = getattr(default, "default", default)
+        if default is dataclasses.MISSING or default is msgspec.NODEFAULT:
+            return None
     if copy.deepcopy(default) is default:
         return (default,)
     return lambda: copy.deepcopy(default)
@@ -136,7 +146,7 @@ class Aggregate(metaclass=AggregateType):
         )
         names.register(cls.__stream__)
         if snapshot_every is not None:
-            if not isinstance(snapshot_every, int) or snapshot_every < 1:
+            if type(snapshot_every) is not int or snapshot_every < 1:
                 raise DefinitionError(
                     owner, f"snapshot_every={snapshot_every!r} must be a whole number from 1"
                 )

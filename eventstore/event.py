@@ -68,12 +68,14 @@ class EventType(msgspec.StructMeta):
         owner = f"{namespace['__module__']}.{namespace['__qualname__']}"
         if config.get("frozen") is False:
             raise DefinitionError(owner, "events are immutable: leave out frozen=False")
+        if isinstance(aliases, str):
+            raise DefinitionError(owner, f"aliases={aliases!r} must be a list: [{aliases!r}]")
         stored = class_name if name is None else name
         for claimed in (stored, *aliases):
             _check_event_name(owner, claimed, namespace["__module__"])
         upcasters = {}
         for member, value in namespace.items():
-            start = getattr(value, _UPCASTS, None)
+            start = getattr(value, _UPCASTS, getattr(_function(value), _UPCASTS, None))
             if start is None:
                 continue
             if start in upcasters:
@@ -86,10 +88,19 @@ class EventType(msgspec.StructMeta):
             __event_aliases__=tuple(aliases),
             __upcasters__=upcasters,
         )
-        cls = super().__new__(mcls, class_name, bases, namespace, **config)
+        try:
+            cls = super().__new__(mcls, class_name, bases, namespace, **config)
+        except TypeError as error:
+            raise DefinitionError(owner, str(error)) from error
         for claimed in (stored, *aliases):
-            _claim(claimed, cls, owner)
+            _check_free(claimed, cls, owner)
+        _by_name.update(dict.fromkeys((stored, *aliases), cls))
         return cls
+
+
+def _function(member: object) -> object:
+    """The function of a static method."""
+    return getattr(member, "__func__", member)
 
 
 def _check_event_name(owner: str, name: object, module: str) -> None:
@@ -102,7 +113,7 @@ def _check_event_name(owner: str, name: object, module: str) -> None:
 
 
 def _check_chain(owner: str, version: int, upcasters: Mapping[int, object]) -> None:
-    if not isinstance(version, int) or version < 1:
+    if type(version) is not int or version < 1:
         raise DefinitionError(owner, f"version={version!r} must be a whole number from 1")
     missing = [start for start in range(1, version) if start not in upcasters]
     if missing:
@@ -120,14 +131,14 @@ def _check_chain(owner: str, version: int, upcasters: Mapping[int, object]) -> N
         )
 
 
-def _claim(name: str, cls: EventType, owner: str) -> None:
+def _check_free(name: str, cls: EventType, owner: str) -> None:
+    # The same class made again (a notebook's cell, a reload) takes its own place.
     holder = _by_name.get(name)
     if holder is not None and (holder.__module__, holder.__qualname__) != (
         cls.__module__,
         cls.__qualname__,
     ):
         raise EventNameTakenError(owner, name, f"{holder.__module__}.{holder.__qualname__}")
-    _by_name[name] = cls  # the same class made again (a notebook's cell, a reload) takes its place
 
 
 def event_class(name: str) -> type[Event] | None:
@@ -195,16 +206,46 @@ def seal(event: E) -> tuple[E, bytes]:
     """The event as the log will give it back, and its payload, UTF-8 JSON.
 
     The round trip is what checks the types, and what makes the event independent of any mutable
-    value that its maker still holds. Raises InvalidEventError, which names the field.
+    value that its maker still holds. What it would change (bytes for a string, say, or a tuple
+    for a list) is of a wrong type too. Raises InvalidEventError, which names the field.
     """
     cls = type(event)
     if not isinstance(cls, EventType):
         raise InvalidEventError(cls.__name__, "it is not an instance of a subclass of Event")
     try:
         payload = _encode(event)
-        return decoder(cls).decode(payload), payload
+        sealed = decoder(cls).decode(payload)
+    except DefinitionError:
+        raise
     except (msgspec.MsgspecError, TypeError, ValueError, OverflowError, RecursionError) as error:
         raise InvalidEventError(cls.__event_name__, str(error)) from error
+    if sealed != event:
+        for field in cls.__struct_fields__:
+            given, kept = getattr(event, field), getattr(sealed, field)
+            if not _alike(given, kept):
+                raise InvalidEventError(
+                    cls.__event_name__,
+                    f"`{field}` is {given!r} and would be read back as {kept!r}: give a value of "
+                    "the annotated type",
+                )
+    return sealed, payload
+
+
+def _alike(given: Any, kept: Any) -> bool:
+    """Whether two values are the same although they, or what they hold, need not be equal."""
+    if given == kept:
+        return True
+    if type(given) is not type(kept):
+        return False
+    if isinstance(given, (list, tuple)):
+        return len(given) == len(kept) and all(map(_alike, given, kept))
+    if isinstance(given, dict):
+        return given.keys() == kept.keys() and all(_alike(given[k], kept[k]) for k in given)
+    if isinstance(given, msgspec.Struct):
+        return all(_alike(getattr(given, f), getattr(kept, f)) for f in given.__struct_fields__)
+    # Not even equal to itself (a Decimal's NaN), or a class that does not compare its values.
+    compares: object = type(given).__eq__
+    return bool(given != given) or compares is object.__eq__
 
 
 class RecordedEvent:

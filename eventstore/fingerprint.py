@@ -71,7 +71,9 @@ class _Walk:
     def __init__(self, cls: type) -> None:
         self._class = cls
         self._package = cls.__module__.partition(".")[0]
-        self._seen: set[object] = set()
+        # What self.name and super().name may mean is looked up by name: no need of all members.
+        self._seen: set[object] = set(cls.__mro__)
+        self._open: set[int] = set()
 
     def function(self, function: Any) -> Iterator[str]:
         function = getattr(function, "__func__", function)
@@ -135,6 +137,16 @@ class _Walk:
                     yield from self._member(vars(base)[name])
 
     def value(self, value: Any) -> Iterator[str]:
+        if isinstance(value, (list, set, dict)):
+            if id(value) in self._open:  # it holds itself
+                return
+            self._open.add(id(value))
+            yield from self._value(value)
+            self._open.discard(id(value))
+        else:
+            yield from self._value(value)
+
+    def _value(self, value: Any) -> Iterator[str]:
         if isinstance(value, _SCALARS):
             yield f"{type(value).__name__} {value!r}"
         elif isinstance(value, CodeType):

@@ -1,4 +1,4 @@
-"""Ids of events: UUIDs of version 7 (RFC 9562, section 5.7), whose order is that of their making."""
+"""Ids of events: UUIDs of version 7 (RFC 9562, section 5.7), in the order of their making."""
 
 from __future__ import annotations
 

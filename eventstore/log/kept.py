@@ -7,6 +7,7 @@ engine, each checkout is the pool's, with its pings, limits and events.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Final
 
 from sqlalchemy import Engine, event
@@ -15,38 +16,51 @@ from sqlalchemy import Engine, event
 KEPT: Final = 4
 
 
-class Kept:
-    """A stack of idle connections. Safe for threads: the list's own operations are atomic."""
+class Seat:
+    """A driver's connection with a cursor: one of the pool's, or (`pooled` is None) a caller's."""
 
-    def __init__(self, engine: Engine, most: int) -> None:
-        self._idle: list[Any] = []
+    __slots__ = ("cursor", "pooled", "raw")
+
+    def __init__(self, raw: Any, cursor: Any, pooled: Any) -> None:
+        self.raw = raw
+        self.cursor = cursor
+        self.pooled = pooled
+
+
+class Kept:
+    """A stack of idle seats. Safe for threads: the list's own operations are atomic."""
+
+    def __init__(self, engine: Engine, most: int, leave: Callable[[Seat], None]) -> None:
+        """`leave` gives the connection of a seat back to its pool."""
+        self._idle: list[Seat] = []
         self._most = most
+        self._leave = leave
         if most:
             event.listen(engine, "engine_disposed", self._disposed)
 
-    def take(self) -> Any | None:
-        """The connection that was used last, as it was given; None if there is none."""
+    def take(self) -> Seat | None:
+        """The seat that was used last; None if there is none."""
         try:
             return self._idle.pop() if self._idle else None
         except IndexError:  # another thread was quicker
             return None
 
-    def give(self, pooled: Any) -> bool:
-        """Keep an idle connection, if there is room."""
+    def give(self, seat: Seat) -> bool:
+        """Keep an idle seat, if there is room."""
         room = len(self._idle) < self._most
         if room:
-            self._idle.append(pooled)
+            self._idle.append(seat)
         return room
 
     def close(self) -> None:
-        """Give all back to their pool, and keep none from now on."""
+        """Let all go, and keep none from now on."""
         self._most = 0
-        self._give_back()
+        self._let_go()
 
-    def _give_back(self) -> None:
-        while pooled := self.take():
-            pooled.close()
+    def _let_go(self) -> None:
+        while seat := self.take():
+            self._leave(seat)
 
     def _disposed(self, _engine: Engine) -> None:
         # The application wants fresh connections, perhaps since it is a forked process.
-        self._give_back()
+        self._let_go()

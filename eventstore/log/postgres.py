@@ -15,8 +15,7 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from itertools import islice
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Final, Literal
 
 import psycopg
@@ -51,7 +50,7 @@ from eventstore.errors import (
 )
 from eventstore.log.base import ANY, NO_STREAM, STREAM_EXISTS, EventType, Receipt, Write
 from eventstore.log.kept import KEPT
-from eventstore.log.sql import PAGE, Borrowed, Mask, Page, SqlLog, check_dialect, refuse, savepoint
+from eventstore.log.sql import Borrowed, SqlLog, check_dialect, refuse
 from eventstore.log.tables import REVISION
 from eventstore.names import category_of
 
@@ -330,19 +329,6 @@ class PostgresLog(SqlLog):
             time.sleep(pause)
             pause = min(pause * 2, 0.02)
 
-    def _more_pages(
-        self, mask: Mask, values: dict[str, Any], connection: Connection | None
-    ) -> Iterator[Page]:
-        # The client would hold the whole result at once, unless it is streamed.
-        values |= {"after": values["after"] + PAGE, "limit": None}
-        text = self._statement("fold", mask, False).text
-        with (
-            self._reading(connection) as cursor,
-            contextlib.closing(cursor.stream(text, values, binary=True, size=_STREAM_ROWS)) as rows,
-        ):
-            while page := list(islice(rows, PAGE)):
-                yield page
-
     def _execute(self, cursor: Any, statement: Any, values: Mapping[str, Any]) -> None:
         cursor.execute(statement.text, values, prepare=True)
 
@@ -378,7 +364,7 @@ class PostgresLog(SqlLog):
             raw.autocommit = False
         pooled.close()
 
-    def is_dropped(self, raw: Any) -> bool:
+    def is_dropped(self, raw: Any, /) -> bool:
         # Less than a microsecond: nothing is sent.
         try:
             raw.pgconn.consume_input()  # perhaps the server's last words, perhaps a notification
@@ -405,11 +391,16 @@ class PostgresLog(SqlLog):
     def cursor(self, raw: Any) -> Any:
         return raw.cursor(binary=True)
 
+    def is_light(self, cursor: Any, /) -> bool:
+        # A new one costs 10 us: it looks up again how to convert each type. An old one holds on to
+        # its last result.
+        return bool(cursor.rowcount <= _FEW_ROWS)
+
     def _storing(self, connection: Connection | None) -> Borrowed:
         return self._writing(connection)
 
     def failed(self, error: BaseException, borrowed: Borrowed) -> BaseException | None:
-        raw, pooled = borrowed.raw, borrowed.pooled
+        raw, pooled = borrowed.seat.raw, borrowed.seat.pooled
         lost = raw.closed or raw.broken
         if pooled is not None:
             if not lost and raw.info.transaction_status != TransactionStatus.IDLE:
@@ -418,7 +409,7 @@ class PostgresLog(SqlLog):
             if lost or raw.info.transaction_status != TransactionStatus.IDLE:
                 pooled.invalidate()
             else:
-                borrowed.release()
+                self.give(borrowed.seat)
         if not isinstance(error, psycopg.Error):
             return None
         if self._closed:
@@ -428,8 +419,8 @@ class PostgresLog(SqlLog):
         return _translated(error, lost, "unknown" if unknown else "not written")
 
 
-#: Rows that libpq hands over at a time while a long stream is read.
-_STREAM_ROWS: Final = 500 if psycopg.pq.version() >= 170000 else 1
+#: The longest result that a cursor may still hold while it waits for its next use.
+_FEW_ROWS: Final = 100
 
 
 def _without_secrets(error: object) -> str:

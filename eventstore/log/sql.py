@@ -58,7 +58,7 @@ from eventstore.log.base import (
     StreamInfo,
     Write,
 )
-from eventstore.log.kept import Kept
+from eventstore.log.kept import Kept, Seat
 from eventstore.log.tables import appends, events, snapshots, streams, types
 
 #: Rows a page, where the log itself pages.
@@ -98,25 +98,13 @@ class Borrowed:
     Errors of the driver leave the block as the library's own.
     """
 
-    __slots__ = ("_log", "cursor", "pooled", "raw", "writes")
+    __slots__ = ("_log", "cursor", "seat", "writes")
 
     def __init__(self, log: SqlLog, connection: Connection | None, *, writes: bool) -> None:
         self._log = log
         self.writes = writes
-        self.pooled: Any = None
-        self.raw: Any
-        if connection is None:
-            self.pooled = log.take()
-            self.raw = self.pooled.dbapi_connection
-        else:
-            self.raw = log.join(connection)
-        self.cursor: Any = log.cursor(self.raw)
-
-    def release(self) -> None:
-        """Give the cursor and the connection back."""
-        self.cursor.close()
-        if self.pooled is not None:
-            self._log.give(self.pooled)
+        self.seat = log.take() if connection is None else log.joined(connection)
+        self.cursor = self.seat.cursor
 
     def __enter__(self) -> Any:
         return self.cursor
@@ -128,7 +116,7 @@ class Borrowed:
         trace: TracebackType | None,
     ) -> None:
         if error is None:
-            self.release()
+            self._log.give(self.seat)
             return
         translated = self._log.failed(error, self)
         if translated is not None:
@@ -170,7 +158,7 @@ class SqlLog(ABC):
 
     def __init__(self, engine: Engine, *, keep: int = 0) -> None:
         self.engine = engine
-        self._kept = Kept(engine, keep)
+        self._kept = Kept(engine, keep, self._leave)
         self._closed = False
         self._types: dict[int, EventType] = {}
         self._type_ids: dict[EventType, int] = {}
@@ -192,7 +180,7 @@ class SqlLog(ABC):
         """Give it back as the engine's other users expect it."""
 
     @abstractmethod
-    def is_dropped(self, raw: Any) -> bool:
+    def is_dropped(self, raw: Any, /) -> bool:
         """Whether an idle connection has been closed by the other side."""
 
     @abstractmethod
@@ -202,6 +190,10 @@ class SqlLog(ABC):
     @abstractmethod
     def cursor(self, raw: Any) -> Any:
         """A cursor for hot statements."""
+
+    @abstractmethod
+    def is_light(self, cursor: Any, /) -> bool:
+        """Whether a cursor holds so little of its last result that it may be used again."""
 
     @abstractmethod
     def failed(self, error: BaseException, borrowed: Borrowed) -> BaseException | None:
@@ -214,12 +206,6 @@ class SqlLog(ABC):
     @abstractmethod
     def list_value(self, values: Iterable[str]) -> Any:
         """A list as the value of such a parameter."""
-
-    @abstractmethod
-    def _more_pages(
-        self, mask: Mask, values: dict[str, Any], connection: Connection | None
-    ) -> Iterator[Page]:
-        """The rows after a first full page, in pages; no more than a few are in memory at once."""
 
     @abstractmethod
     def _write(
@@ -335,8 +321,18 @@ class SqlLog(ABC):
     def _pages(
         self, first: Page, mask: Mask, values: dict[str, Any], connection: Connection | None
     ) -> Iterator[Page]:
+        # A query a page. A result left open would keep a connection while events are applied, be a
+        # read lock in SQLite, and in psycopg a lock that the pool's clean-up would wait for.
         yield first
-        yield from self._more_pages(mask, values, connection)
+        statement = self._statement("fold", mask)
+        full = True
+        while full:
+            values["after"] += PAGE  # a stream's versions have no gaps
+            with self._reading(connection) as cursor:
+                self._execute(cursor, statement, values)
+                page = cursor.fetchall()
+            yield page
+            full = len(page) == PAGE
 
     def read(
         self,
@@ -433,20 +429,37 @@ class SqlLog(ABC):
         if self._closed:
             raise StoreClosedError
 
-    def take(self) -> Any:
-        """A connection as `checkout` gives it: one that was kept, or else the pool's."""
-        while pooled := self._kept.take():
-            if not self.is_dropped(pooled.dbapi_connection):
-                return pooled
-            pooled.invalidate()
-        return self.checkout()
+    def take(self) -> Seat:
+        """A seat on a pooled connection: one that was kept, or else a new one."""
+        while seat := self._kept.take():
+            if not self.is_dropped(seat.raw):
+                return seat
+            seat.pooled.invalidate()
+        pooled = self.checkout()
+        raw = pooled.dbapi_connection
+        return Seat(raw, self.cursor(raw), pooled)
 
-    def give(self, pooled: Any) -> None:
-        """Keep a connection, if it may be, or else give it back to the pool."""
-        if not self._kept.give(pooled):
-            self.checkin(pooled)
+    def joined(self, connection: Connection) -> Seat:
+        """A seat on a caller's connection."""
+        raw = self.join(connection)
+        return Seat(raw, self.cursor(raw), None)
+
+    def give(self, seat: Seat) -> None:
+        """Keep a seat for the next block, or give its connection back to the pool."""
+        if seat.pooled is None:
+            seat.cursor.close()
+            return
+        if not self.is_light(seat.cursor):
+            seat.cursor.close()
+            seat.cursor = self.cursor(seat.raw)
+        if not self._kept.give(seat):
+            self._leave(seat)
         elif self._closed:  # meanwhile
             self._kept.close()
+
+    def _leave(self, seat: Seat) -> None:
+        seat.cursor.close()
+        self.checkin(seat.pooled)
 
     def _reading(self, connection: Connection | None = None) -> Borrowed:
         self._check_open()
@@ -456,9 +469,7 @@ class SqlLog(ABC):
         self._check_open()
         return Borrowed(self, connection, writes=True)
 
-    def _transaction(
-        self, connection: Connection | None
-    ) -> contextlib.AbstractContextManager[Any]:
+    def _transaction(self, connection: Connection | None) -> contextlib.AbstractContextManager[Any]:
         """A cursor for a block that is written as a whole or not at all."""
         self._check_open()
         return Transaction(self) if connection is None else self._joined(connection)
@@ -555,15 +566,15 @@ class _Queries:
     def receipts(self) -> Select[Any]:
         return select(appends.c.receipts).where(appends.c.key == _text("key"))
 
-    def fold(self, mask: Mask, paged: bool = True) -> Select[Any]:
+    def fold(self, mask: Mask) -> Select[Any]:
         c = events.c
         query = select(c.type_id, c.data).where(c.stream_id == _stream_id())
         query = _within(query, c, mask).where(c.version > _int("after"))
         if mask[1:] != (False, False):
-            query = query.where(c.version < self._first_beyond(mask, paged))
+            query = query.where(c.version < self._first_beyond(mask))
         return _limited(query.order_by(c.version))
 
-    def _first_beyond(self, mask: Mask, paged: bool) -> Any:
+    def _first_beyond(self, mask: Mask) -> Any:
         """The version at which a stream leaves the bounds of position or time.
 
         Both rise with the version. Without this, a load of the past would read the rows of all
@@ -577,9 +588,9 @@ class _Queries:
         ]
         after = _int("after")
         query = select(e.version).where(e.stream_id == _stream_id(), e.version > after)
-        if paged:  # within this page, or not at all
-            query = query.where(e.version <= after + literal_column(str(PAGE)))
-        first = query.where(or_(*beyond)).order_by(e.version).limit(literal_column("1"))
+        # Within this page, or not at all.
+        query = query.where(e.version <= after + literal_column(str(PAGE)))
+        first = _limited(query.where(or_(*beyond)).order_by(e.version), literal_column("1"))
         return func.coalesce(first.scalar_subquery(), literal_column(str(2**63 - 1)))
 
     def read(self, mask: Mask, backwards: bool, of_types: bool) -> Select[Any]:

@@ -38,7 +38,7 @@ from eventstore.errors import (
 )
 from eventstore.log.base import ANY, NO_STREAM, STREAM_EXISTS, EventType, Receipt, Write
 from eventstore.log.kept import KEPT
-from eventstore.log.sql import PAGE, Borrowed, Mask, Page, SqlLog, check_dialect
+from eventstore.log.sql import Borrowed, SqlLog, check_dialect
 from eventstore.names import category_of
 
 Durability = Literal["full", "relaxed"]
@@ -192,20 +192,6 @@ class SqliteLog(SqlLog):
         with self._reading() as cursor:
             return cursor.execute("SELECT max(position) FROM eventstore_events").fetchone()[0] or 0
 
-    def _more_pages(
-        self, mask: Mask, values: dict[str, Any], connection: Connection | None
-    ) -> Iterator[Page]:
-        # A query a page: a result left open would be a read lock, and in memory keep writers out.
-        statement = self._statement("fold", mask)
-        full = True
-        while full:
-            values["after"] += PAGE  # a stream's versions have no gaps
-            with self._reading(connection) as cursor:
-                self._execute(cursor, statement, values)
-                page = cursor.fetchall()
-            yield page
-            full = len(page) == PAGE
-
     def one_of(self, column: Any, parameter: str) -> Any:
         return column.in_(
             select(func.json_each(bindparam(parameter, type_=Text())).table_valued("value").c.value)
@@ -226,7 +212,7 @@ class SqliteLog(SqlLog):
     def checkin(self, pooled: Any) -> None:
         pooled.close()
 
-    def is_dropped(self, raw: Any) -> bool:
+    def is_dropped(self, _raw: Any, /) -> bool:
         return False
 
     def join(self, connection: Connection) -> Any:
@@ -251,6 +237,9 @@ class SqliteLog(SqlLog):
     def cursor(self, raw: Any) -> Any:
         return raw.cursor()
 
+    def is_light(self, _cursor: Any, /) -> bool:
+        return False  # a new one costs nothing, and an old one might hold a read lock
+
     @contextlib.contextmanager
     def _storing(self, connection: Connection | None) -> Iterator[Any]:
         # A single statement would not be committed by a caller's engine, in the driver's default
@@ -262,16 +251,16 @@ class SqliteLog(SqlLog):
         return self._turn if connection is None else _NO_TURN
 
     def failed(self, error: BaseException, borrowed: Borrowed) -> BaseException | None:
-        pooled = borrowed.pooled
+        seat = borrowed.seat
         committing = False
-        if pooled is not None:
+        if seat.pooled is not None:
             # After a COMMIT that failed, SQLite says by itself whether the transaction still is.
-            committing = borrowed.writes and not borrowed.raw.in_transaction
+            committing = borrowed.writes and not seat.raw.in_transaction
             try:
-                borrowed.raw.rollback()
-                borrowed.release()
+                seat.raw.rollback()
+                self.give(seat)
             except sqlite3.Error:
-                pooled.invalidate()
+                seat.pooled.invalidate()
         if isinstance(error, sqlite3.Error):
             if self._closed:
                 return StoreClosedError()

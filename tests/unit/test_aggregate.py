@@ -70,7 +70,7 @@ def test_a_refused_command_records_nothing() -> None:
     assert (account.balance, account.pending) == (0, ())
 
 
-@pytest.mark.parametrize("bad", ["five", None, 1.5, [1], 2**70])
+@pytest.mark.parametrize("bad", ["five", None, 1.5, [1], True, b"5"])
 def test_a_value_of_a_wrong_type_is_refused_before_it_is_applied(bad: Any) -> None:
     account = Account("a")
     with pytest.raises(InvalidEventError) as caught:
@@ -148,7 +148,7 @@ def test_state_that_is_not_annotated_cannot_be_set() -> None:
 
         @on(Deposited)
         def _deposited(self, event: Deposited) -> None:
-            self.hidden = event.amount  # type: ignore[attr-defined]
+            self.hidden = event.amount
 
     with pytest.raises(AttributeError):
         Sneaky("a").record(Deposited(1))

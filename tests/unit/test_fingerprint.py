@@ -181,7 +181,7 @@ OTHER = {
     "a mutable default": ("names: list[str] = []", 'names: list[str] = ["x"]'),
     "the state's schema": ("total: int = 0", "total: float = 0"),
     "a new attribute": ("total: int = 0", "total: int = 0\n    more: int = 0"),
-    "an event's schema": ("cents: int\n", "cents: int\n    more: int = 0\n"),
+    "an event's schema": ("owner: Person\n", "owner: Person\n    more: int = 0\n"),
     "an event's name": ('name="fp-money"', 'name="fp-cash"'),
 }
 

@@ -84,7 +84,7 @@ def test_tasks_inherit_and_do_not_leak() -> None:
     async def main() -> None:
         with context(user="ann"):
             found = await asyncio.gather(inner("a"), inner("b"))
-            assert found == [{"user": "ann", "task": "a"}, {"user": "ann", "task": "b"}]
+            assert list(found) == [{"user": "ann", "task": "a"}, {"user": "ann", "task": "b"}]
             assert dict(current()) == {"user": "ann"}
 
     asyncio.run(main())
