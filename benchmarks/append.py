@@ -33,9 +33,7 @@ def main() -> None:
     harness.report("Events appended", results)
 
 
-def sqlite(
-    folder: Path, durability: Durability, goals: tuple[float, float | None]
-) -> list[Result]:
+def sqlite(folder: Path, durability: Durability, goals: tuple[float, float | None]) -> list[Result]:
     """In one file each, WAL mode, synchronous=FULL or NORMAL for all."""
     synchronous = "FULL" if durability == "full" else "NORMAL"
     with ExitStack() as opened:

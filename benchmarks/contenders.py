@@ -37,7 +37,7 @@ def postgres(new_database: Callable[[], str], opened: ExitStack) -> tuple[raw.Po
 
 def sqlite_peer(folder: Path, durability: Durability, opened: ExitStack) -> Any:
     """The library `eventsourcing`, where it is installed."""
-    if importlib.util.find_spec("eventsourcing") is None or True:
+    if not _installed("eventsourcing"):
         return None
     from peers import eventsourcing_
 
@@ -47,8 +47,12 @@ def sqlite_peer(folder: Path, durability: Durability, opened: ExitStack) -> Any:
 
 def postgres_peer(new_database: Callable[[], str], opened: ExitStack) -> Any:
     """The library `eventsourcing`, where it is installed."""
-    if importlib.util.find_spec("eventsourcing") is None or True:
+    if not _installed("eventsourcing", "psycopg_pool"):  # eventsourcing[postgres]
         return None
     from peers import eventsourcing_
 
     return opened.enter_context(closing(eventsourcing_.postgres(new_database())))
+
+
+def _installed(*modules: str) -> bool:
+    return all(importlib.util.find_spec(module) for module in modules)

@@ -1,6 +1,6 @@
 """Loading: aggregates of several lengths, a command on one, and the state at a past time.
 
-    python benchmarks/load.py           # QUICK=1 for a first look
+python benchmarks/load.py           # QUICK=1 for a first look
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def workloads(
     return [
         *lengths(database, hand, load_long, store, peer),
         commands(database, hand, store, peer),
-        *moments(database, hand, store),
+        past(database, store),
     ]
 
 
@@ -98,8 +98,8 @@ def commands(
     return harness.measure(Workload(f"{database}, load 20, command, save", size, runs, 0.80))
 
 
-def moments(database: str, hand: raw.Sqlite | raw.Postgres, store: EventStore) -> list[Result]:
-    """The state at moments around the middle of 10,000 events, 10 a second."""
+def past(database: str, store: EventStore) -> Result:
+    """The state at moments around the middle of 10,000 events: with snapshots, and without."""
     moments = [DAWN + timedelta(seconds=490 + number) for number in range(20)]
     for cls in (Account, WatchedAccount):
         account = cls("past")
@@ -113,7 +113,7 @@ def moments(database: str, hand: raw.Sqlite | raw.Postgres, store: EventStore) -
     name = f"{database}, a past state of 10,000"
     size = len(moments)
     runs = {"full replay": replayed, "ours": watched}
-    return [harness.measure(Workload(f"{name}, snapshots", size, runs, 20.0))]
+    return harness.measure(Workload(f"{name}, snapshots", size, runs, 20.0))
 
 
 # --- runs --------------------------------------------------------------------------------------

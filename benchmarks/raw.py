@@ -17,9 +17,9 @@ from uuid import uuid4
 
 import msgspec
 import psycopg
+from workload import AccountOpened, MoneyDeposited, MoneyWithdrawn, deposited, opened
 
 from eventstore import Event
-from workload import AccountOpened, MoneyDeposited, MoneyWithdrawn, deposited, opened
 
 
 class ConflictError(Exception):

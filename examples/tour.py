@@ -18,7 +18,6 @@ from eventstore import (
     on,
 )
 
-
 # --- events: immutable facts, named in the past tense --------------------------------------
 
 

@@ -5,9 +5,10 @@ is the check of the version, and the lock that keeps the stream's positions in t
 versions. Positions are drawn after it.
 
 Positions of different streams may commit out of order. What makes that safe to read is
-`settled`: every transaction that appends holds a RowExclusiveLock on the events table, from before
-it draws its first position until it ends, and `pg_locks` shows who does. So when a position has been
-seen, and every transaction that held that lock afterwards has ended, nothing will appear below.
+`settled`: every transaction that appends holds a RowExclusiveLock on the events table, from
+before it draws its first position until it ends, and `pg_locks` shows who does. So when a position
+has been seen, and every transaction that held that lock afterwards has ended, nothing will appear
+below.
 """
 
 from __future__ import annotations
@@ -134,7 +135,8 @@ _ERASE: Final = """
     WITH gone AS (DELETE FROM eventstore_snapshots WHERE stream_id = %(id)s)
     DELETE FROM eventstore_events WHERE stream_id = %(id)s AND version < %(version)s"""
 _NEW_TYPES: Final = """
-    INSERT INTO eventstore_types (name, version) SELECT * FROM unnest(%(names)s::text[], %(versions)s::int[])
+    INSERT INTO eventstore_types (name, version)
+    SELECT * FROM unnest(%(names)s::text[], %(versions)s::int[])
     ON CONFLICT (name, version) DO NOTHING"""
 
 _WRITERS: Final = """
@@ -144,7 +146,8 @@ _WRITERS: Final = """
        AND relation = 'eventstore_events'::regclass
        AND database = (SELECT oid FROM pg_database WHERE datname = current_database())"""
 _AHEAD: Final = """
-    SELECT position FROM eventstore_events WHERE position > %(after)s ORDER BY position LIMIT 1001"""
+    SELECT position FROM eventstore_events
+     WHERE position > %(after)s ORDER BY position LIMIT 1001"""
 # The head is of the statement's snapshot, and pg_locks is read after that was taken.
 _HEAD_AND_WRITERS: Final = f"""
     SELECT (SELECT max(position) FROM eventstore_events), ARRAY({_WRITERS})"""

@@ -14,23 +14,7 @@ from types import TracebackType
 from typing import Any, ClassVar, Final, TypeAlias
 
 import msgspec
-from sqlalchemy import (
-    BigInteger,
-    Connection,
-    Dialect,
-    Engine,
-    Executable,
-    Integer,
-    Select,
-    Text,
-    bindparam,
-    delete,
-    func,
-    literal_column,
-    or_,
-    select,
-    update,
-)
+from sqlalchemy import Connection, Engine
 
 from eventstore.errors import (
     IdempotencyKeyReusedError,
@@ -59,37 +43,13 @@ from eventstore.log.base import (
     Write,
 )
 from eventstore.log.kept import Kept, Seat
-from eventstore.log.tables import appends, events, snapshots, streams, types
-
-#: Rows a page, where the log itself pages.
-PAGE: Final = 1000
+from eventstore.log.queries import PAGE, Mask, Queries, Statement, given, mask_of
 
 #: (type key, data) of events in order.
 Page: TypeAlias = Sequence[tuple[int, bytes]]
 
-#: Which of the three bounds of a read are given.
-Mask: TypeAlias = tuple[bool, bool, bool]
-
 _receipts = msgspec.json.Decoder(tuple[Receipt, ...])
 _tombstone: Final = EventType(DELETED, 1)
-
-_LIMIT: Final = bindparam("limit", type_=Integer())
-
-
-class Statement:
-    """A Core statement as the text and the parameters that the driver takes."""
-
-    __slots__ = ("_names", "text")
-
-    def __init__(self, statement: Executable, dialect: Dialect) -> None:
-        compiled = statement.compile(dialect=dialect)  # type: ignore[attr-defined]
-        self.text: str = str(compiled)
-        self._names: Sequence[str] | None = compiled.positiontup
-
-    def parameters(self, values: Mapping[str, Any]) -> Any:
-        if self._names is None:
-            return values
-        return [values[name] for name in self._names]
 
 
 class Borrowed:
@@ -302,8 +262,8 @@ class SqlLog(ABC):
         fingerprint: bytes | None = None,
         connection: Connection | None = None,
     ) -> tuple[Snapshot | None, Iterator[Page]]:
-        mask = _mask(until)
-        values = {"stream": stream, "after": after, "limit": PAGE, **_given(until)}
+        mask = mask_of(until)
+        values = {"stream": stream, "after": after, "limit": PAGE, **given(until)}
         snapshot = None
         with self._reading(connection) as cursor:
             if fingerprint is not None:
@@ -345,10 +305,10 @@ class SqlLog(ABC):
         types: Iterable[str] | None = None,
         connection: Connection | None = None,
     ) -> Sequence[Row]:
-        values = {"stream": stream, "after": after, "limit": limit, **_given(until)}
+        values = {"stream": stream, "after": after, "limit": limit, **given(until)}
         if types is not None:
             values["types"] = self.list_value(types)
-        statement = self._statement("read", _mask(until), backwards, types is not None)
+        statement = self._statement("read", mask_of(until), backwards, types is not None)
         with self._reading(connection) as cursor:
             self._execute(cursor, statement, values)
             return [Row(*row) for row in cursor.fetchall()]
@@ -363,13 +323,13 @@ class SqlLog(ABC):
         categories: Iterable[str] | None = None,
         types: Iterable[str] | None = None,
     ) -> Sequence[Row]:
-        values = {"after": after, "limit": limit, **_given(until)}
+        values = {"after": after, "limit": limit, **given(until)}
         if types is not None:
             values["types"] = self.list_value(types)
         if categories is not None:
             values["categories"] = self.list_value(categories)
         statement = self._statement(
-            "read_all", _mask(until), backwards, types is not None, categories is not None
+            "read_all", mask_of(until), backwards, types is not None, categories is not None
         )
         with self._reading() as cursor:
             self._execute(cursor, statement, values)
@@ -397,7 +357,10 @@ class SqlLog(ABC):
         values = {"category": category, "after": after, "limit": limit}
         with self._reading() as cursor:
             self._execute(cursor, self._statement("streams", category is not None), values)
-            return [StreamInfo(*row[:3], bool(row[3])) for row in cursor.fetchall()]
+            return [
+                StreamInfo(name, version, recorded_at, bool(deleted))
+                for name, version, recorded_at, deleted in cursor.fetchall()
+            ]
 
     # --- snapshots -----------------------------------------------------------------------------
 
@@ -487,7 +450,9 @@ class SqlLog(ABC):
         return cursor.fetchone()
 
     def _compiled(self, name: str, *shape: Any) -> Statement:
-        return Statement(getattr(_Queries(self), name)(*shape), self.engine.dialect)
+        return Statement(
+            getattr(Queries(self.one_of, self.insert), name)(*shape), self.engine.dialect
+        )
 
 
 def refuse(write: Write, version: int, deleted: bool) -> None:
@@ -503,7 +468,7 @@ def refuse(write: Write, version: int, deleted: bool) -> None:
 
 
 def _check_expected(expected: Expected) -> None:
-    if expected.__class__ is Expectation or (expected.__class__ is int and expected >= 0):  # type: ignore[operator]
+    if expected.__class__ is Expectation or (expected.__class__ is int and expected >= 0):
         return
     raise InvalidArgumentError(
         "expected", expected, "use a version from 0, ANY, NO_STREAM or STREAM_EXISTS"
@@ -533,156 +498,3 @@ def savepoint(cursor: Any) -> Iterator[None]:
             cursor.execute("RELEASE SAVEPOINT eventstore")
         raise
     cursor.execute("RELEASE SAVEPOINT eventstore")
-
-
-def _mask(until: Bounds) -> Mask:
-    return (until.version is not None, until.position is not None, until.recorded_at is not None)
-
-
-def _given(until: Bounds) -> dict[str, int]:
-    return {f"until_{name}": value for name, value in until._asdict().items() if value is not None}
-
-
-class _Queries:
-    """The statements, by name; the shape of a call decides which conditions one has."""
-
-    def __init__(self, log: SqlLog) -> None:
-        self._one_of = log.one_of
-        self._insert = log.insert
-
-    def head(self) -> Select[Any]:
-        c = streams.c
-        return select(c.name, c.version, c.recorded_at, c.deleted).where(c.name == _text("name"))
-
-    def streams(self, of_category: bool) -> Select[Any]:
-        c = streams.c
-        query = select(c.name, c.version, c.recorded_at, c.deleted)
-        query = _limited(query.where(c.name > _text("after")).order_by(c.name))
-        return query.where(c.category == _text("category")) if of_category else query
-
-    def types(self) -> Select[Any]:
-        return select(types.c.id, types.c.name, types.c.version)
-
-    def receipts(self) -> Select[Any]:
-        return select(appends.c.receipts).where(appends.c.key == _text("key"))
-
-    def fold(self, mask: Mask) -> Select[Any]:
-        c = events.c
-        query = select(c.type_id, c.data).where(c.stream_id == _stream_id())
-        query = _within(query, c, mask).where(c.version > _int("after"))
-        if mask[1:] != (False, False):
-            query = query.where(c.version < self._first_beyond(mask))
-        return _limited(query.order_by(c.version))
-
-    def _first_beyond(self, mask: Mask) -> Any:
-        """The version at which a stream leaves the bounds of position or time.
-
-        Both rise with the version. Without this, a load of the past would read the rows of all
-        that has happened since, only to leave them out.
-        """
-        e = events.alias().c
-        beyond = [
-            column > _int(f"until_{column.name}")
-            for column, bounded in zip((e.position, e.recorded_at), mask[1:], strict=True)
-            if bounded
-        ]
-        after = _int("after")
-        query = select(e.version).where(e.stream_id == _stream_id(), e.version > after)
-        # Within this page, or not at all.
-        query = query.where(e.version <= after + literal_column(str(PAGE)))
-        first = _limited(query.where(or_(*beyond)).order_by(e.version), literal_column("1"))
-        return func.coalesce(first.scalar_subquery(), literal_column(str(2**63 - 1)))
-
-    def read(self, mask: Mask, backwards: bool, of_types: bool) -> Select[Any]:
-        query = self._rows(of_types).where(events.c.stream_id == _stream_id())
-        version = events.c.version
-        query = _within(query, events.c, mask).where(version > _int("after"))
-        return _limited(query.order_by(version.desc() if backwards else version))
-
-    def read_all(
-        self, mask: Mask, backwards: bool, of_types: bool, of_categories: bool
-    ) -> Select[Any]:
-        query = self._rows(of_types)
-        if of_categories:
-            query = query.where(self._one_of(streams.c.category, "categories"))
-        position = events.c.position
-        query = _within(query, events.c, mask).where(position > _int("after"))
-        return _limited(query.order_by(position.desc() if backwards else position))
-
-    def _rows(self, of_types: bool) -> Select[Any]:
-        c = events.c
-        query = select(
-            c.position,
-            streams.c.name,
-            c.version,
-            c.type_id,
-            c.data,
-            c.metadata,
-            c.id,
-            c.recorded_at,
-        ).join(streams, streams.c.id == c.stream_id)
-        if of_types:
-            wanted = select(types.c.id).where(self._one_of(types.c.name, "types"))
-            query = query.where(c.type_id.in_(wanted))
-        return query
-
-    def snapshot(self, mask: Mask) -> Select[Any]:
-        c = snapshots.c
-        query = select(c.version, c.position, c.recorded_at, c.state).where(
-            c.stream_id == _stream_id(),
-            c.fingerprint == bindparam("fingerprint", type_=c.fingerprint.type),
-            c.version > _int("after"),
-        )
-        return _limited(_within(query, c, mask).order_by(c.version.desc()), literal_column("1"))
-
-    def save_snapshot(self) -> Executable:
-        c = snapshots.c
-        names = ("fingerprint", "version", "position", "recorded_at", "state")
-        values = [bindparam(name, type_=c[name].type) for name in names]
-        # Locked (where rows can be), so that a deletion does not miss the snapshot.
-        source = (
-            select(streams.c.id, *values)
-            .where(streams.c.name == _text("stream"), ~streams.c.deleted)
-            .with_for_update(read=True)
-        )
-        insert = self._insert(snapshots).from_select(["stream_id", *names], source)
-        # The same state at the same version again: there is nothing to lose in passing it over.
-        return insert.on_conflict_do_nothing()  # type: ignore[no-any-return]
-
-    def delete_snapshots(self, of_stream: bool) -> Executable:
-        query = delete(snapshots)
-        return query.where(snapshots.c.stream_id == _stream_id()) if of_stream else query
-
-    def set_receipts(self) -> Executable:
-        return (
-            update(appends)
-            .where(appends.c.key == _text("key"))
-            .values(
-                receipts=bindparam("receipts", type_=appends.c.receipts.type),
-                recorded_at=_int("recorded_at"),
-            )
-        )
-
-
-def _text(name: str) -> Any:
-    return bindparam(name, type_=Text())
-
-
-def _int(name: str) -> Any:
-    return bindparam(name, type_=BigInteger())
-
-
-def _limited(query: Select[Any], limit: Any = _LIMIT) -> Select[Any]:
-    # SQLAlchemy gives SQLite an offset anyhow, and as a parameter if it is not spelled out.
-    return query.limit(limit).offset(literal_column("0"))
-
-
-def _stream_id() -> Any:
-    return select(streams.c.id).where(streams.c.name == _text("stream")).scalar_subquery()
-
-
-def _within(query: Select[Any], c: Any, mask: Mask) -> Select[Any]:
-    for column, bounded in zip((c.version, c.position, c.recorded_at), mask, strict=True):
-        if bounded:
-            query = query.where(column <= _int(f"until_{column.name}"))
-    return query

@@ -223,9 +223,8 @@ class SqliteLog(SqlLog):
             )
         if not connection.in_transaction():
             connection.begin()
-        raw = connection.connection.dbapi_connection
-        assert raw is not None
-        if not raw.in_transaction:  # type: ignore[attr-defined]
+        raw: Any = connection.connection.dbapi_connection
+        if not raw.in_transaction:
             # A driver in its default mode begins before a write by itself, but then not
             # before our reads, and in autocommit mode not at all.
             try:

@@ -1,0 +1,208 @@
+"""The statements that both SQL backends share, written with SQLAlchemy Core.
+
+Each is made once for each shape of a call, and is then text: see `eventstore.log.sql`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final, TypeAlias
+
+from sqlalchemy import (
+    BigInteger,
+    Dialect,
+    Executable,
+    Integer,
+    Text,
+    bindparam,
+    delete,
+    func,
+    literal_column,
+    or_,
+    select,
+    update,
+)
+
+from eventstore.log.base import Bounds
+from eventstore.log.tables import appends, events, snapshots, streams, types
+
+#: Rows a page, where the log itself pages.
+PAGE: Final = 1000
+
+#: A Select, whose row type SQLAlchemy's annotations lose on the way.
+Query: TypeAlias = Any
+
+#: Which of the three bounds of a read are given.
+Mask: TypeAlias = tuple[bool, bool, bool]
+
+_LIMIT: Final = bindparam("limit", type_=Integer())
+
+
+def mask_of(until: Bounds) -> Mask:
+    """Which bounds are given."""
+    return (until.version is not None, until.position is not None, until.recorded_at is not None)
+
+
+def given(until: Bounds) -> dict[str, int]:
+    """The given bounds as parameters of a statement."""
+    return {f"until_{name}": value for name, value in until._asdict().items() if value is not None}
+
+
+class Statement:
+    """A Core statement as the text and the parameters that the driver takes."""
+
+    __slots__ = ("_names", "text")
+
+    def __init__(self, statement: Executable, dialect: Dialect) -> None:
+        compiled = statement.compile(dialect=dialect)  # type: ignore[attr-defined]
+        self.text: str = str(compiled)
+        self._names: Sequence[str] | None = compiled.positiontup
+
+    def parameters(self, values: Mapping[str, Any]) -> Any:
+        if self._names is None:
+            return values
+        return [values[name] for name in self._names]
+
+
+class Queries:
+    """The statements, by name; the shape of a call decides which conditions one has."""
+
+    def __init__(self, one_of: Callable[[Any, str], Any], insert: Any) -> None:
+        """What differs by dialect: the condition `column is in a list`, and the `insert`."""
+        self._one_of = one_of
+        self._insert = insert
+
+    def head(self) -> Query:
+        c = streams.c
+        return select(c.name, c.version, c.recorded_at, c.deleted).where(c.name == _text("name"))
+
+    def streams(self, of_category: bool) -> Query:
+        c = streams.c
+        query = select(c.name, c.version, c.recorded_at, c.deleted)
+        query = _limited(query.where(c.name > _text("after")).order_by(c.name))
+        return query.where(c.category == _text("category")) if of_category else query
+
+    def types(self) -> Query:
+        return select(types.c.id, types.c.name, types.c.version)
+
+    def receipts(self) -> Query:
+        return select(appends.c.receipts).where(appends.c.key == _text("key"))
+
+    def fold(self, mask: Mask) -> Query:
+        c = events.c
+        query = select(c.type_id, c.data).where(c.stream_id == _stream_id())
+        query = _within(query, c, mask).where(c.version > _int("after"))
+        if mask[1:] != (False, False):
+            query = query.where(c.version < self._first_beyond(mask))
+        return _limited(query.order_by(c.version))
+
+    def _first_beyond(self, mask: Mask) -> Any:
+        """The version at which a stream leaves the bounds of position or time.
+
+        Both rise with the version. Without this, a load of the past would read the rows of all
+        that has happened since, only to leave them out.
+        """
+        e = events.alias().c
+        beyond = [
+            column > _int(f"until_{column.name}")
+            for column, bounded in zip((e.position, e.recorded_at), mask[1:], strict=True)
+            if bounded
+        ]
+        after = _int("after")
+        query = select(e.version).where(e.stream_id == _stream_id(), e.version > after)
+        # Within this page, or not at all.
+        query = query.where(e.version <= after + literal_column(str(PAGE)))
+        first = _limited(query.where(or_(*beyond)).order_by(e.version), literal_column("1"))
+        return func.coalesce(first.scalar_subquery(), literal_column(str(2**63 - 1)))
+
+    def read(self, mask: Mask, backwards: bool, of_types: bool) -> Query:
+        query = self._rows(of_types).where(events.c.stream_id == _stream_id())
+        version = events.c.version
+        query = _within(query, events.c, mask).where(version > _int("after"))
+        return _limited(query.order_by(version.desc() if backwards else version))
+
+    def read_all(self, mask: Mask, backwards: bool, of_types: bool, of_categories: bool) -> Query:
+        query = self._rows(of_types)
+        if of_categories:
+            query = query.where(self._one_of(streams.c.category, "categories"))
+        position = events.c.position
+        query = _within(query, events.c, mask).where(position > _int("after"))
+        return _limited(query.order_by(position.desc() if backwards else position))
+
+    def _rows(self, of_types: bool) -> Query:
+        c = events.c
+        query = select(
+            c.position,
+            streams.c.name,
+            c.version,
+            c.type_id,
+            c.data,
+            c.metadata,
+            c.id,
+            c.recorded_at,
+        ).join(streams, streams.c.id == c.stream_id)
+        if of_types:
+            wanted = select(types.c.id).where(self._one_of(types.c.name, "types"))
+            query = query.where(c.type_id.in_(wanted))
+        return query
+
+    def snapshot(self, mask: Mask) -> Query:
+        c = snapshots.c
+        query = select(c.version, c.position, c.recorded_at, c.state).where(
+            c.stream_id == _stream_id(),
+            c.fingerprint == bindparam("fingerprint", type_=c.fingerprint.type),
+            c.version > _int("after"),
+        )
+        return _limited(_within(query, c, mask).order_by(c.version.desc()), literal_column("1"))
+
+    def save_snapshot(self) -> Query:
+        c = snapshots.c
+        names = ("fingerprint", "version", "position", "recorded_at", "state")
+        values = [bindparam(name, type_=c[name].type) for name in names]
+        # Locked (where rows can be), so that a deletion does not miss the snapshot.
+        source = (
+            select(streams.c.id, *values)
+            .where(streams.c.name == _text("stream"), ~streams.c.deleted)
+            .with_for_update(read=True)
+        )
+        insert = self._insert(snapshots).from_select(["stream_id", *names], source)
+        # The same state at the same version again: there is nothing to lose in passing it over.
+        return insert.on_conflict_do_nothing()
+
+    def delete_snapshots(self, of_stream: bool) -> Executable:
+        query = delete(snapshots)
+        return query.where(snapshots.c.stream_id == _stream_id()) if of_stream else query
+
+    def set_receipts(self) -> Executable:
+        return (
+            update(appends)
+            .where(appends.c.key == _text("key"))
+            .values(
+                receipts=bindparam("receipts", type_=appends.c.receipts.type),
+                recorded_at=_int("recorded_at"),
+            )
+        )
+
+
+def _text(name: str) -> Any:
+    return bindparam(name, type_=Text())
+
+
+def _int(name: str) -> Any:
+    return bindparam(name, type_=BigInteger())
+
+
+def _limited(query: Query, limit: Any = _LIMIT) -> Query:
+    # SQLAlchemy gives SQLite an offset anyhow, and as a parameter if it is not spelled out.
+    return query.limit(limit).offset(literal_column("0"))
+
+
+def _stream_id() -> Any:
+    return select(streams.c.id).where(streams.c.name == _text("stream")).scalar_subquery()
+
+
+def _within(query: Query, c: Any, mask: Mask) -> Query:
+    for column, bounded in zip((c.version, c.position, c.recorded_at), mask, strict=True):
+        if bounded:
+            query = query.where(column <= _int(f"until_{column.name}"))
+    return query
