@@ -22,6 +22,11 @@ def check_stream_name(name: str) -> str:
     return _checked("a stream's name", name)
 
 
+def check_idempotency_key(key: str) -> str:
+    """Return `key` if it can be an idempotency key. Raises InvalidNameError."""
+    return _checked("an idempotency key", key)
+
+
 def _checked(kind: str, name: object) -> str:
     if not isinstance(name, str):
         raise InvalidNameError(kind, name, f"it is {type(name).__name__}, not a string")

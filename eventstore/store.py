@@ -26,7 +26,7 @@ from eventstore.fold import Fold
 from eventstore.log import base
 from eventstore.log.base import ANY, Bounds, Expected, Log
 from eventstore.log.opening import Durability
-from eventstore.names import StreamPattern
+from eventstore.names import StreamPattern, check_idempotency_key
 from eventstore.snapshots import AggregateCache, crosses, state_codec
 from eventstore.stream_store import (
     EVERYTHING,
@@ -116,6 +116,8 @@ class EventStore(StreamStore):
 
         Raises WrongExpectedVersionError, StreamDeletedError, EventTooLargeError, LogError.
         """
+        if idempotency_key is not None:
+            check_idempotency_key(idempotency_key)
         self._save(aggregates, idempotency_key, recorded_at, joined_connection(connection))
 
     def _save(
@@ -198,7 +200,7 @@ class EventStore(StreamStore):
 
         A command that records nothing leaves the key unused.
         """
-        if self.log.receipts(idempotency_key) is not None:
+        if self.log.receipts(check_idempotency_key(idempotency_key)) is not None:
             return None
         result, written = self._transact(
             idempotency_key, cls, id, lambda found: command(found, *args, **kwargs)

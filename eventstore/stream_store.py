@@ -22,7 +22,7 @@ from eventstore.log import base, opening
 from eventstore.log.base import ANY, Bounds, Expected, Log
 from eventstore.log.opening import Durability
 from eventstore.moments import from_micros, to_micros
-from eventstore.names import check_stream_name
+from eventstore.names import check_idempotency_key, check_stream_name
 from eventstore.streams import Cut, Receipt, StreamInfo, Write
 
 if TYPE_CHECKING:
@@ -99,6 +99,8 @@ class StreamStore:
         connection: Joinable | None = None,
     ) -> tuple[Receipt, ...]:
         """Append to several streams, all or none, at one moment; a receipt a write, in order."""
+        if idempotency_key is not None:
+            check_idempotency_key(idempotency_key)
         carried = metadata.current()
         receipts = self.log.append(
             [

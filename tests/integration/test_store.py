@@ -1013,3 +1013,19 @@ def test_one_store_serves_many_threads(store: EventStore) -> None:
         calls: Callable[[int], int] = work
         assert list(pool.map(calls, range(40))) == [n + 2 for n in range(40)]
     assert len(list(store.read_all())) == 80
+
+
+@pytest.mark.parametrize("key", ["", "a\nb", "\ud800", "x" * 513, 7])
+def test_a_key_that_no_database_could_keep_is_refused_before_anything_is_written(
+    store: EventStore, key: Any
+) -> None:
+    purse = Purse("keyed")
+    purse.deposit(1)
+    with pytest.raises(InvalidNameError, match="idempotency key"):
+        store.save(purse, idempotency_key=key)
+    with pytest.raises(InvalidNameError, match="idempotency key"):
+        store.append("keys/one", Deposited(amount=1), idempotency_key=key)
+    with pytest.raises(InvalidNameError, match="idempotency key"):
+        store.transact_once(key, Purse, "keyed", Purse.deposit, 1)
+    assert store.head() == 0
+    assert purse.pending == (Deposited(amount=1),)
