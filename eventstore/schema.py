@@ -13,7 +13,6 @@ Alembic is imported only when there is something to migrate: that takes longer t
 from __future__ import annotations
 
 import contextlib
-import sqlite3
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -43,7 +42,7 @@ from eventstore.errors import (
     SchemaOutdatedError,
     SchemaTooNewError,
 )
-from eventstore.log import opening, sqlite, tables
+from eventstore.log import opening, tables
 
 #: The revisions that this version of the library can bring up to date. Any other one is newer.
 _OLDER: Final[tuple[str, ...]] = ()
@@ -95,7 +94,7 @@ def check(engine: Engine) -> None:
 
     Raises SchemaMissingError, SchemaOutdatedError, SchemaTooNewError, LogError.
     """
-    with _own_errors(), engine.connect() as connection:
+    with _own_errors(engine), engine.connect() as connection:
         found = revision(connection)
     required = tables.REVISION
     if found is None:
@@ -123,7 +122,7 @@ def migrate(target: str | URL | Engine | Connection) -> str | None:
     InvalidArgumentError.
     """
     if isinstance(target, Connection):
-        with _own_errors():
+        with _own_errors(target):
             return _upgrade(target)
     if isinstance(target, Engine):
         return _migrate(target)
@@ -210,7 +209,7 @@ def _upgrade(connection: Connection) -> str | None:
 @contextlib.contextmanager
 def _transaction(engine: Engine) -> Iterator[Connection]:
     """A connection in a transaction that holds the database's lock for migrations."""
-    with _own_errors(), engine.connect() as connection:
+    with _own_errors(engine), engine.connect() as connection:
         if engine.dialect.name == "postgresql":
             # An engine in autocommit mode would let the lock go at once.
             connection.execution_options(isolation_level="READ COMMITTED")
@@ -239,25 +238,24 @@ def _lock(connection: Connection) -> None:
 
 
 @contextlib.contextmanager
-def _own_errors() -> Iterator[None]:
+def _own_errors(bind: Engine | Connection) -> Iterator[None]:
     """Turn the driver's errors into those of this library, with the driver's as the cause."""
     try:
         yield
     except PoolTimeoutError as error:
         raise LogUnavailableError("no connection came free in the pool", "not written") from error
     except DBAPIError as error:
-        raise _translated(error) from error.orig
+        raise _translated(error, bind.dialect.name) from error.orig
 
 
-def _translated(error: DBAPIError) -> EventStoreError:
+def _translated(error: DBAPIError, dialect: str) -> EventStoreError:
     cause: Any = error.orig
-    own: EventStoreError | None
-    if isinstance(cause, sqlite3.Error):
-        own = sqlite._translated(cause, "not written")
-    else:
-        from eventstore.log import postgres
+    if dialect == "sqlite":
+        from eventstore.log import sqlite
 
-        # Without the server's own code for it, it is the connection that failed.
-        lost = error.connection_invalidated or cause.sqlstate is None
-        own = postgres._translated(cause, lost, "not written")
-    return own or LogError(str(cause))
+        return sqlite._translated(cause, "not written") or LogError(str(cause))
+    from eventstore.log import postgres
+
+    # Without the server's own code for it, it is the connection that failed.
+    lost = error.connection_invalidated or cause.sqlstate is None
+    return postgres._translated(cause, lost, "not written") or LogError(str(cause))
