@@ -253,9 +253,9 @@ def _translated(error: DBAPIError, dialect: str) -> EventStoreError:
     if dialect == "sqlite":
         from eventstore.log import sqlite
 
-        return sqlite._translated(cause, "not written") or LogError(str(cause))
+        return sqlite.translated(cause, "not written") or LogError(str(cause))
     from eventstore.log import postgres
 
     # Without the server's own code for it, it is the connection that failed.
     lost = error.connection_invalidated or cause.sqlstate is None
-    return postgres._translated(cause, lost, "not written") or LogError(str(cause))
+    return postgres.translated(cause, lost, "not written")

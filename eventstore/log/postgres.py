@@ -419,7 +419,7 @@ class PostgresLog(SqlLog):
             return StoreClosedError()
         # A caller's transaction cannot have been committed, as that is the caller's to do.
         unknown = borrowed.writes and pooled is not None
-        return _translated(error, lost, "unknown" if unknown else "not written")
+        return translated(error, lost, "unknown" if unknown else "not written")
 
 
 #: The longest result that a cursor may still hold while it waits for its next use.
@@ -431,9 +431,10 @@ def _without_secrets(error: object) -> str:
     return str(error).strip().partition("\n")[0]
 
 
-def _translated(
+def translated(
     error: psycopg.Error, lost: bool, outcome: Literal["not written", "unknown"]
-) -> EventStoreError | None:
+) -> EventStoreError:
+    """The library's error for one of the driver's; `lost` says that the connection is gone."""
     text = f"PostgreSQL: {_without_secrets(error)}"
     if isinstance(error, pg.UndefinedTable):
         return SchemaMissingError(

@@ -207,7 +207,7 @@ class SqliteLog(SqlLog):
             return self.engine.raw_connection()
         except (DBAPIError, PoolTimeoutError, sqlite3.Error) as error:
             cause = error.orig if isinstance(error, DBAPIError) else error
-            raise _translated(cause, "not written") or LogError(str(cause)) from cause
+            raise translated(cause, "not written") or LogError(str(cause)) from cause
 
     def checkin(self, pooled: Any) -> None:
         pooled.close()
@@ -230,7 +230,7 @@ class SqliteLog(SqlLog):
             try:
                 raw.cursor().execute("BEGIN IMMEDIATE")
             except sqlite3.Error as error:
-                raise _translated(error, "not written") or LogError(str(error)) from error
+                raise translated(error, "not written") or LogError(str(error)) from error
         return raw
 
     def cursor(self, raw: Any) -> Any:
@@ -263,7 +263,7 @@ class SqliteLog(SqlLog):
         if isinstance(error, sqlite3.Error):
             if self._closed:
                 return StoreClosedError()
-            return _translated(error, "unknown" if committing else "not written")
+            return translated(error, "unknown" if committing else "not written")
         return None
 
 
@@ -289,9 +289,10 @@ _HEADS: Final[dict[Any, str]] = {
 }
 
 
-def _translated(
+def translated(
     error: BaseException | None, outcome: Literal["not written", "unknown"]
 ) -> EventStoreError | None:
+    """The library's error for one of the driver's; None for any other."""
     if isinstance(error, PoolTimeoutError):
         return LogUnavailableError(f"no connection came free in the pool: {error}", "not written")
     if not isinstance(error, sqlite3.Error):
