@@ -28,7 +28,7 @@ import psycopg
 from sqlalchemy import make_url
 
 QUICK: Final = os.environ.get("QUICK", "") not in ("", "0")
-ROUNDS: Final = 7 if QUICK else 25
+ROUNDS: Final = 5 if QUICK else 25
 
 #: One run: a fixed number of operations.
 Run = Callable[[], object]
