@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import msgspec
 
@@ -22,8 +22,6 @@ if TYPE_CHECKING:
     from sqlalchemy import Connection
 
 E = TypeVar("E", bound=Event)
-
-Decode: TypeAlias = Callable[[bytes], Event]
 
 
 def stored_names(cls: type[Event]) -> tuple[str, ...]:
@@ -46,7 +44,6 @@ def decode_as(cls: type[E], stored: EventType) -> Callable[[bytes], E]:
 
     def upcast(data: bytes) -> E:
         payload = msgspec.json.decode(data)
-        version = stored.version
         for version, step in enumerate(steps, stored.version):
             try:
                 payload = step(payload)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, Final, Generic, Protocol, TypeVar, overload
 
 from eventstore.errors import DefinitionError
@@ -83,10 +83,6 @@ class Handlers:
             found = next((self.declared[c] for c in event_type.__mro__ if c in self.declared), None)
             self._found[event_type] = found
             return found
-
-    def items(self) -> Mapping[type[Event], Callable[..., None]]:
-        """Each declared event class with its handler."""
-        return self.declared
 
 
 def _marked(cls: type) -> list[tuple[str, Any]]:

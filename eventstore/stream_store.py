@@ -115,7 +115,7 @@ class StreamStore:
             recorded_at=micros_of(recorded_at),
             connection=joined_connection(connection),
         )
-        return tuple(Receipt(*receipt[:3], from_micros(receipt[3])) for receipt in receipts)
+        return tuple(map(_receipt, receipts))
 
     def delete_stream(self, stream: str, *, expected: Expected = ANY) -> Receipt:
         """Erase a stream's events for ever, and close its name with a tombstone.
@@ -123,14 +123,13 @@ class StreamStore:
         The tombstone, a StreamDeleted event, is what readers of the log see of it. Raises
         WrongExpectedVersionError, StreamNotFoundError, StreamDeletedError, LogError.
         """
-        expected = base.STREAM_EXISTS if expected is ANY else expected
         try:
             receipt = self.log.delete(check_stream_name(stream), expected)
         except WrongExpectedVersionError as error:
             if error.actual == 0:
                 raise StreamNotFoundError(stream) from error
             raise
-        return Receipt(*receipt[:3], from_micros(receipt[3]))
+        return _receipt(receipt)
 
     def read(
         self,
@@ -291,6 +290,7 @@ EVERYTHING: Final = Bounds()
 
 
 def bounds_at(at: datetime | Cut | None, version: int | None) -> Bounds:
+    """Up to where to read. Raises InvalidArgumentError, InvalidTimeError."""
     if at is None and version is None:
         return EVERYTHING
     if version is not None:
@@ -305,13 +305,21 @@ def bounds_at(at: datetime | Cut | None, version: int | None) -> Bounds:
 
 
 def micros_of(moment: datetime | None) -> int | None:
+    """A moment as the log has it, or None. Raises InvalidTimeError."""
     return None if moment is None else to_micros(moment)
 
 
 def joined_connection(connection: Joinable | None) -> Connection | None:
+    """The connection of the transaction to join, if there is one."""
     if connection is None or isinstance(connection, Connection):
         return connection
     return connection.connection()  # of an ORM session: the connection of its transaction
+
+
+def _receipt(receipt: base.Receipt) -> Receipt:
+    return Receipt(
+        receipt.stream, receipt.version, receipt.position, from_micros(receipt.recorded_at)
+    )
 
 
 def _listed(events: Event | Iterable[Event]) -> Iterable[Event]:

@@ -136,7 +136,11 @@ class Log(Protocol):
     def delete(
         self, stream: str, expected: Expected = ANY, *, connection: Connection | None = None
     ) -> Receipt:
-        """Erase a stream's events and snapshots, and append the tombstone, as one."""
+        """Erase a stream's events and snapshots, and append the tombstone, as one.
+
+        Raises StreamNotFoundError if there is no such stream and ANY was expected, and else what
+        `append` does.
+        """
 
     def receipts(self, key: str) -> tuple[Receipt, ...] | None:
         """The receipts of the append that had this idempotency key."""

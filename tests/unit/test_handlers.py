@@ -112,7 +112,7 @@ def test_the_handler_of_the_nearest_base_class_takes_an_event() -> None:
         path.record(event)
     assert path.seen == ("moved", "far", "far")
     assert Path.__handlers__.find(Stopped) is None
-    assert set(Path.__handlers__.items()) == {Moved, MovedFar}
+    assert set(Path.__handlers__.declared) == {Moved, MovedFar}
 
 
 def test_a_projections_handler_may_take_the_record() -> None:
