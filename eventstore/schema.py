@@ -31,21 +31,17 @@ from sqlalchemy import (
     inspect,
     select,
 )
-from sqlalchemy.exc import DBAPIError
-from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from eventstore.errors import (
-    EventStoreError,
-    LogError,
-    LogUnavailableError,
     SchemaMissingError,
     SchemaOutdatedError,
     SchemaTooNewError,
 )
 from eventstore.log import opening, tables
+from eventstore.log.transactions import begin_writing, own_errors, transaction
 
 #: The revisions that this version of the library can bring up to date. Any other one is newer.
-_OLDER: Final[tuple[str, ...]] = ()
+_OLDER: Final = ("0001",)
 
 #: Whoever migrates a PostgreSQL database holds this advisory lock: "evntstor" in ASCII.
 _ADVISORY_LOCK: Final = 0x65766E7473746F72
@@ -94,7 +90,7 @@ def check(engine: Engine) -> None:
 
     Raises SchemaMissingError, SchemaOutdatedError, SchemaTooNewError, LogError.
     """
-    with _own_errors(engine), engine.connect() as connection:
+    with own_errors(engine), engine.connect() as connection:
         found = revision(connection)
     required = tables.REVISION
     if found is None:
@@ -122,7 +118,7 @@ def migrate(target: str | URL | Engine | Connection) -> str | None:
     InvalidArgumentError.
     """
     if isinstance(target, Connection):
-        with _own_errors(target):
+        with own_errors(target):
             return _upgrade(target)
     if isinstance(target, Engine):
         return _migrate(target)
@@ -209,53 +205,21 @@ def _upgrade(connection: Connection) -> str | None:
 @contextlib.contextmanager
 def _transaction(engine: Engine) -> Iterator[Connection]:
     """A connection in a transaction that holds the database's lock for migrations."""
-    with _own_errors(engine), engine.connect() as connection:
-        if engine.dialect.name == "postgresql":
-            # An engine in autocommit mode would let the lock go at once.
-            connection.execution_options(isolation_level="READ COMMITTED")
+    with transaction(engine) as connection:
         _lock(connection)
         yield connection
-        connection.commit()
 
 
 def _lock(connection: Connection) -> None:
     """Wait until nobody else migrates, and keep it so until the transaction ends.
 
-    On SQLite that takes the lock for writing before anything is read. What the driver has begun by
-    then depends on its mode: a transaction without that lock, or none at all.
+    On SQLite that takes the lock for writing before anything is read.
     """
-    fresh = not connection.in_transaction()
-    if fresh:
-        connection.begin()
+    if not connection.in_transaction():
+        begin_writing(connection)
     if connection.dialect.name == "postgresql":
         connection.execute(select(func.pg_advisory_xact_lock(_ADVISORY_LOCK)))
         return
     raw: Any = connection.connection.dbapi_connection
-    if fresh and raw.in_transaction:
-        connection.exec_driver_sql("ROLLBACK")
-    if not raw.in_transaction:
+    if not raw.in_transaction:  # a driver that does not begin before it has to
         connection.exec_driver_sql("BEGIN IMMEDIATE")
-
-
-@contextlib.contextmanager
-def _own_errors(bind: Engine | Connection) -> Iterator[None]:
-    """Turn the driver's errors into those of this library, with the driver's as the cause."""
-    try:
-        yield
-    except PoolTimeoutError as error:
-        raise LogUnavailableError("no connection came free in the pool", "not written") from error
-    except DBAPIError as error:
-        raise _translated(error, bind.dialect.name) from error.orig
-
-
-def _translated(error: DBAPIError, dialect: str) -> EventStoreError:
-    cause: Any = error.orig
-    if dialect == "sqlite":
-        from eventstore.log import sqlite
-
-        return sqlite.translated(cause, "not written") or LogError(str(cause))
-    from eventstore.log import postgres
-
-    # Without the server's own code for it, it is the connection that failed.
-    lost = error.connection_invalidated or cause.sqlstate is None
-    return postgres.translated(cause, lost, "not written")

@@ -19,7 +19,7 @@ from eventstore.errors import (
 )
 from eventstore.event import Event, RecordedEvent, seal
 from eventstore.log import base, opening
-from eventstore.log.base import ANY, Bounds, Expected, Log
+from eventstore.log.base import ANY, Bounds, Expected, Log, Wanted
 from eventstore.log.opening import Durability
 from eventstore.moments import from_micros, to_micros
 from eventstore.names import check_idempotency_key, check_stream_name
@@ -183,16 +183,13 @@ class StreamStore:
         covers every append that was acknowledged before the call. Raises LogStalledError when
         an open transaction keeps the end uncertain for longer than `read_timeout`.
         """
-        names = _type_names(types)
-        wanted = None if categories is None else [_category(c) for c in categories]
+        wanted = wanted_events(types, categories)
         bounds = bounds_at(at, None)
         end = self.head() if bounds.position is None else bounds.position
         bounds = bounds._replace(position=end if until is None else min(end, until))
 
         def page(after: int, bounds: Bounds, limit: int) -> Sequence[base.Row]:
-            return self.log.read_all(
-                after, bounds, limit=limit, backwards=backwards, categories=wanted, types=names
-            )
+            return self.log.read_all(after, bounds, limit=limit, backwards=backwards, wanted=wanted)
 
         return self._records(page, "position", after, bounds, limit, backwards)
 
@@ -333,6 +330,14 @@ def _type_names(types: Iterable[type[Event] | str] | None) -> list[str] | None:
     for wanted in types:
         names += (wanted,) if isinstance(wanted, str) else stored_names(wanted)
     return names
+
+
+def wanted_events(
+    types: Iterable[type[Event] | str] | None, categories: Iterable[type[Aggregate] | str] | None
+) -> Wanted:
+    """Which events a reader of the whole log wants, as the log has it."""
+    wanted = None if categories is None else [_category(c) for c in categories]
+    return Wanted(_type_names(types), wanted)
 
 
 def _category(category: type[Aggregate] | str) -> str:

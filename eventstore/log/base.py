@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Final, NamedTuple, Protocol, TypeAlias
 
 if TYPE_CHECKING:
@@ -90,12 +91,42 @@ class StreamInfo(NamedTuple):
     deleted: bool
 
 
+class Slim(NamedTuple):
+    """What a fold needs of an event. `type` is a key of the log's own: see `Log.event_type`."""
+
+    position: int
+    type: int
+    data: bytes
+
+
+class Shard(NamedTuple):
+    """A part of the log: the streams of which `number` is the turn, out of `of`.
+
+    A stream is in the same shard for ever, for any one `of`.
+    """
+
+    number: int
+    of: int
+
+
+class Wanted(NamedTuple):
+    """Which events of the whole log are wanted: None leaves none out."""
+
+    types: Iterable[str] | None = None
+    categories: Iterable[str] | None = None
+    shard: Shard | None = None
+
+
 class Bounds(NamedTuple):
     """Up to where to read: every bound is inclusive, and None is none."""
 
     version: int | None = None
     position: int | None = None
     recorded_at: int | None = None
+
+
+#: For `Wanted`: all of the log.
+EVERY_EVENT: Final = Wanted()
 
 
 class Snapshot(NamedTuple):
@@ -186,15 +217,26 @@ class Log(Protocol):
         *,
         limit: int,
         backwards: bool = False,
-        categories: Iterable[str] | None = None,
-        types: Iterable[str] | None = None,
+        wanted: Wanted = EVERY_EVENT,
+        connection: Connection | None = None,
     ) -> Sequence[Row]:
         """At most `limit` rows of the whole log with positions past `after`, by position.
 
         The caller bounds `until.position` by `settled()`; past it, rows may be missing.
         """
 
-    def settled(self, timeout: float) -> int:
+    def scan(
+        self,
+        after: int,
+        until: Bounds,
+        *,
+        limit: int,
+        wanted: Wanted = EVERY_EVENT,
+        connection: Connection | None = None,
+    ) -> Sequence[Slim]:
+        """`read_all`, forwards, of what a fold needs only."""
+
+    def settled(self, timeout: float, *, connection: Connection | None = None) -> int:
         """A position up to which the log is final: what commits later has a higher one.
 
         It covers every append that was acknowledged before the call, which waits at most
@@ -220,6 +262,13 @@ class Log(Protocol):
 
     def delete_snapshots(self, stream: str | None = None) -> int:
         """Throw away the snapshots of a stream, or all; how many there were."""
+
+    def transaction(self) -> AbstractContextManager[Connection]:
+        """A transaction that writes, for tables beside the log's own.
+
+        The end of the block commits; an error in it rolls back. The driver's own failures leave
+        it as LogError, with their cause; any other error as it is.
+        """
 
     def close(self) -> None:
         """Give back what the log itself opened. Later calls of any method fail."""

@@ -294,8 +294,8 @@ class PostgresLog(SqlLog):
 
     # --- reading -------------------------------------------------------------------------------
 
-    def settled(self, timeout: float) -> int:
-        with self._reading() as cursor:
+    def settled(self, timeout: float, *, connection: Connection | None = None) -> int:
+        with self._reading(connection) as cursor:
             certain = self._settled
             cursor.execute(_AHEAD, {"after": certain}, prepare=True)
             ahead = [position for (position,) in cursor.fetchall()]

@@ -6,7 +6,7 @@ Each is made once for each shape of a call, and is then text: see `eventstore.lo
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Final, TypeAlias
+from typing import Any, Final, NamedTuple, TypeAlias
 
 from sqlalchemy import (
     BigInteger,
@@ -34,6 +34,15 @@ Query: TypeAlias = Any
 
 #: Which of the three bounds of a read are given.
 Mask: TypeAlias = tuple[bool, bool, bool]
+
+
+class Shape(NamedTuple):
+    """Which conditions a read of the whole log has."""
+
+    types: bool
+    categories: bool
+    shard: bool
+
 
 _LIMIT: Final = bindparam("limit", type_=Integer())
 
@@ -121,13 +130,28 @@ class Queries:
         query = _within(query, events.c, mask).where(version > _int("after"))
         return _limited(query.order_by(version.desc() if backwards else version))
 
-    def read_all(self, mask: Mask, backwards: bool, of_types: bool, of_categories: bool) -> Query:
-        query = self._rows(of_types)
-        if of_categories:
-            query = query.where(self._one_of(streams.c.category, "categories"))
+    def read_all(self, mask: Mask, backwards: bool, shape: Shape) -> Query:
+        query = self._wanted(self._rows(shape.types), shape)
         position = events.c.position
         query = _within(query, events.c, mask).where(position > _int("after"))
         return _limited(query.order_by(position.desc() if backwards else position))
+
+    def scan(self, mask: Mask, shape: Shape) -> Query:
+        c = events.c
+        query = select(c.position, c.type_id, c.data)
+        if shape.categories:
+            query = query.join(streams, streams.c.id == c.stream_id)
+        query = self._wanted(self._of_types(query, shape.types), shape)
+        return _limited(
+            _within(query, c, mask).where(c.position > _int("after")).order_by(c.position)
+        )
+
+    def _wanted(self, query: Query, shape: Shape) -> Query:
+        if shape.categories:
+            query = query.where(self._one_of(streams.c.category, "categories"))
+        if shape.shard:
+            query = query.where(events.c.stream_id % _int("shards") == _int("shard"))
+        return query
 
     def _rows(self, of_types: bool) -> Query:
         c = events.c
@@ -141,9 +165,12 @@ class Queries:
             c.id,
             c.recorded_at,
         ).join(streams, streams.c.id == c.stream_id)
+        return self._of_types(query, of_types)
+
+    def _of_types(self, query: Query, of_types: bool) -> Query:
         if of_types:
             wanted = select(types.c.id).where(self._one_of(types.c.name, "types"))
-            query = query.where(c.type_id.in_(wanted))
+            query = query.where(events.c.type_id.in_(wanted))
         return query
 
     def snapshot(self, mask: Mask) -> Query:

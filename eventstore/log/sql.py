@@ -29,6 +29,7 @@ from eventstore.ids import new_ids
 from eventstore.log.base import (
     ANY,
     DELETED,
+    EVERY_EVENT,
     NO_STREAM,
     STREAM_EXISTS,
     Bounds,
@@ -38,12 +39,15 @@ from eventstore.log.base import (
     NewEvent,
     Receipt,
     Row,
+    Slim,
     Snapshot,
     StreamInfo,
+    Wanted,
     Write,
 )
 from eventstore.log.kept import Kept, Seat
-from eventstore.log.queries import PAGE, Mask, Queries, Statement, given, mask_of
+from eventstore.log.queries import PAGE, Mask, Queries, Shape, Statement, given, mask_of
+from eventstore.log.transactions import transaction
 
 #: (type key, data) of events in order.
 Page: TypeAlias = Sequence[tuple[int, bytes]]
@@ -320,20 +324,44 @@ class SqlLog(ABC):
         *,
         limit: int,
         backwards: bool = False,
-        categories: Iterable[str] | None = None,
-        types: Iterable[str] | None = None,
+        wanted: Wanted = EVERY_EVENT,
+        connection: Connection | None = None,
     ) -> Sequence[Row]:
-        values = {"after": after, "limit": limit, **given(until)}
+        shape, values = self._shaped(after, until, limit, wanted)
+        statement = self._statement("read_all", mask_of(until), backwards, shape)
+        with self._reading(connection) as cursor:
+            self._execute(cursor, statement, values)
+            return [Row(*row) for row in cursor.fetchall()]
+
+    def scan(
+        self,
+        after: int,
+        until: Bounds,
+        *,
+        limit: int,
+        wanted: Wanted = EVERY_EVENT,
+        connection: Connection | None = None,
+    ) -> Sequence[Slim]:
+        shape, values = self._shaped(after, until, limit, wanted)
+        statement = self._statement("scan", mask_of(until), shape)
+        with self._reading(connection) as cursor:
+            self._execute(cursor, statement, values)
+            found: Sequence[Slim] = cursor.fetchall()  # plain tuples: a name costs a tenth
+            return found
+
+    def _shaped(
+        self, after: int, until: Bounds, limit: int, wanted: Wanted
+    ) -> tuple[Shape, dict[str, Any]]:
+        """Which conditions a read of the whole log has, and all its parameters."""
+        types, categories, shard = wanted
+        values: dict[str, Any] = {"after": after, "limit": limit, **given(until)}
         if types is not None:
             values["types"] = self.list_value(types)
         if categories is not None:
             values["categories"] = self.list_value(categories)
-        statement = self._statement(
-            "read_all", mask_of(until), backwards, types is not None, categories is not None
-        )
-        with self._reading() as cursor:
-            self._execute(cursor, statement, values)
-            return [Row(*row) for row in cursor.fetchall()]
+        if shard is not None:
+            values["shard"], values["shards"] = shard
+        return Shape(types is not None, categories is not None, shard is not None), values
 
     def event_type(self, key: int, connection: Connection | None = None) -> EventType:
         found = self._types.get(key)
@@ -381,6 +409,10 @@ class SqlLog(ABC):
         with self._storing(None) as cursor:
             self._execute(cursor, statement, {"stream": stream})
             return int(cursor.rowcount)
+
+    def transaction(self) -> contextlib.AbstractContextManager[Connection]:
+        self._check_open()
+        return transaction(self.engine)
 
     # --- plumbing ------------------------------------------------------------------------------
 

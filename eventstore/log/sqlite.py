@@ -188,8 +188,8 @@ class SqliteLog(SqlLog):
 
     # --- reading -------------------------------------------------------------------------------
 
-    def settled(self, timeout: float) -> int:
-        with self._reading() as cursor:
+    def settled(self, timeout: float, *, connection: Connection | None = None) -> int:
+        with self._reading(connection) as cursor:
             return cursor.execute("SELECT max(position) FROM eventstore_events").fetchone()[0] or 0
 
     def one_of(self, column: Any, parameter: str) -> Any:
@@ -199,6 +199,11 @@ class SqliteLog(SqlLog):
 
     def list_value(self, values: Iterable[str]) -> str:
         return json.dumps(list(values))
+
+    @contextlib.contextmanager
+    def transaction(self) -> Iterator[Connection]:
+        with self._turn, super().transaction() as connection:
+            yield connection
 
     # --- connections ---------------------------------------------------------------------------
 

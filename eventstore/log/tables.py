@@ -8,6 +8,7 @@ from sqlalchemy import (
     BigInteger,
     Boolean,
     Column,
+    Double,
     Identity,
     Index,
     Integer,
@@ -25,7 +26,7 @@ PREFIX: Final = "eventstore_"
 VERSION_TABLE: Final = "eventstore_alembic"
 
 #: The Alembic revision whose schema this module describes.
-REVISION: Final = "0001"
+REVISION: Final = "0002"
 
 metadata: Final = MetaData(
     naming_convention={
@@ -100,4 +101,66 @@ appends: Final = Table(
     Column("key", Name, primary_key=True),
     Column("receipts", LargeBinary, nullable=False),
     Column("recorded_at", BigInteger, nullable=False),
+)
+
+#: Who follows the log under a name of its own: projections and handlers, a row a shard. A rebuild
+#: in progress has a row as well, with the shard REBUILD.
+followers: Final = Table(
+    "eventstore_followers",
+    metadata,
+    Column("name", Name, nullable=False),
+    Column("shard", Integer, nullable=False),
+    Column("shards", Integer, nullable=False),
+    Column("version", Integer, nullable=False),
+    Column("fingerprint", Name, nullable=False),
+    Column("tables", Name, nullable=False),  # those that a projection owns: a JSON list
+    Column("in_step", Boolean, nullable=False),
+    Column("position", BigInteger, nullable=False),  # the checkpoint
+    Column("handled", BigInteger, nullable=False),  # how many events, in all
+    Column("rate", Double, nullable=False),  # events a second, of late
+    Column("advanced_at", BigInteger, nullable=False),
+    Column("epoch", BigInteger, nullable=False),  # one more with each owner: the fence
+    Column("owner", Name),
+    Column("expires_at", BigInteger, nullable=False),  # of the owner's lease
+    PrimaryKeyConstraint("name", "shard"),
+)
+REBUILD: Final = -1
+
+#: Who is ready to take shards of a follower, so that all get their share.
+workers: Final = Table(
+    "eventstore_workers",
+    metadata,
+    Column("follower", Name, nullable=False),
+    Column("worker", Name, nullable=False),
+    Column("expires_at", BigInteger, nullable=False),
+    PrimaryKeyConstraint("follower", "worker"),
+)
+
+#: Events that a follower has set aside: one that failed, and what came after it in its stream.
+parked: Final = Table(
+    "eventstore_parked",
+    metadata,
+    Column("follower", Name, nullable=False),
+    Column("shard", Integer, nullable=False),
+    Column("position", BigInteger, nullable=False),
+    Column("stream", Name, nullable=False),
+    Column("version", BigInteger, nullable=False),
+    Column("type", Name, nullable=False),
+    Column("attempts", Integer, nullable=False),
+    Column("error", Text),  # none for one that only stands behind another
+    Column("parked_at", BigInteger, nullable=False),
+    Column("retry", Boolean, nullable=False),
+    PrimaryKeyConstraint("follower", "shard", "position"),
+)
+
+#: The state of a pure projection at a position: a cache, as snapshots are.
+folds: Final = Table(
+    "eventstore_folds",
+    metadata,
+    Column("projection", Name, nullable=False),
+    Column("fingerprint", LargeBinary(16), nullable=False),
+    Column("position", BigInteger, nullable=False),
+    Column("recorded_at", BigInteger, nullable=False),  # the latest of any event folded
+    Column("state", LargeBinary, nullable=False),
+    PrimaryKeyConstraint("projection", "fingerprint", "position"),
 )

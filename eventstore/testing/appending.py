@@ -23,6 +23,7 @@ from eventstore.log.base import (
     Expected,
     Log,
     NewEvent,
+    Wanted,
     Write,
 )
 from eventstore.testing.drafts import EVERYTHING, add, all_rows, drafts, folded, rows
@@ -98,7 +99,9 @@ class AppendingContract:
             assert (row.stream, row.data) == (name, name.encode())
             assert log.event_type(row.type) == EventType(name, 1)
             category = name.split("/")[0]
-            assert row in log.read_all(0, EVERYTHING, limit=99, categories=[category])
+            assert row in log.read_all(
+                0, EVERYTHING, limit=99, wanted=Wanted(categories=[category])
+            )
         assert {info.name for info in log.streams(None, "", 99)} == set(UNUSUAL_NAMES)
 
     # --- expectations --------------------------------------------------------------------------

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 
 import pytest
 
-from eventstore.log.base import Bounds, Log, StreamInfo, Write
+from eventstore.log.base import Bounds, Log, Shard, StreamInfo, Wanted, Write
 from eventstore.testing.drafts import EVERYTHING, abandon, add, all_rows, drafts, folded, rows
 
 #: In the order of code points, which is neither that of UTF-16 nor that of any language.
@@ -92,7 +93,8 @@ class ReadingContract:
             add(log, stream, type=type)
 
         def streams(categories: list[str] | None, types: list[str] | None) -> list[str]:
-            read = log.read_all(0, EVERYTHING, limit=9, categories=categories, types=types)
+            wanted = Wanted(types, categories)
+            read = log.read_all(0, EVERYTHING, limit=9, wanted=wanted)
             return [row.stream for row in read]
 
         assert streams(["a"], None) == ["a/1", "a/2"]
@@ -100,6 +102,51 @@ class ReadingContract:
         assert streams(None, ["down"]) == ["a/2"]
         assert streams(["a", "b"], ["up"]) == ["a/1", "b/1"]
         assert streams([], None) == streams(None, []) == streams(["z"], None) == []
+
+    def test_a_scan_is_what_a_fold_needs_of_the_whole_log(self, log: Log) -> None:
+        for stream, type in (("a/1", "up"), ("b/1", "up"), ("a/2", "down"), ("ab/1", "up")):
+            add(log, stream, type=type)
+        read = all_rows(log)
+        slim = [(row.position, row.type, row.data) for row in read]
+        assert [tuple(row) for row in log.scan(0, EVERYTHING, limit=9)] == slim
+        until = Bounds(position=read[2].position)
+        assert [tuple(row) for row in log.scan(read[0].position, until, limit=9)] == slim[1:3]
+        assert [tuple(row) for row in log.scan(0, EVERYTHING, limit=2)] == slim[:2]
+        wanted = Wanted(["up"], ["a", "ab"])
+        assert [row[0] for row in log.scan(0, EVERYTHING, limit=9, wanted=wanted)] == [
+            read[0].position,
+            read[3].position,
+        ]
+
+    @pytest.mark.parametrize("count", [1, 2, 3])
+    def test_the_shards_of_a_log_are_its_streams_dealt_out(self, log: Log, count: int) -> None:
+        for number in range(30):
+            add(log, f"a/{number % 10}", 1 + number % 2)
+        read = all_rows(log)
+        shards = [
+            log.read_all(0, EVERYTHING, limit=99, wanted=Wanted(shard=Shard(number, count)))
+            for number in range(count)
+        ]
+        assert sorted(row for shard in shards for row in shard) == read
+        homes = [{row.stream for row in shard} for shard in shards]
+        assert sum(map(len, homes)) == 10
+        assert all(homes)
+        slim = log.scan(
+            0, EVERYTHING, limit=99, wanted=Wanted(["happened"], ["a"], Shard(0, count))
+        )
+        assert [row[0] for row in slim] == [row.position for row in shards[0]]
+
+    def test_a_transaction_reads_what_it_has_written(self, log: Log) -> None:
+        add(log, "a/1")
+        with contextlib.suppress(ZeroDivisionError), log.transaction() as connection:
+            log.append([Write("a/1", drafts(2))], connection=connection)
+            assert len(log.scan(0, EVERYTHING, limit=9, connection=connection)) == 3
+            assert len(log.read_all(0, EVERYTHING, limit=9, connection=connection)) == 3
+            raise ZeroDivisionError
+        assert len(all_rows(log)) == 1
+        with log.transaction() as connection:
+            log.append([Write("a/1", drafts(2))], connection=connection)
+        assert len(all_rows(log)) == 3
 
     def test_a_time_bounds_the_whole_log(self, log: Log) -> None:
         for at, stream in ((1_000, "a/1"), (3_000, "b/1"), (2_000, "c/1")):
