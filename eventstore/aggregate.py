@@ -2,100 +2,21 @@
 
 from __future__ import annotations
 
-import copy
-import dataclasses
-from collections.abc import Callable, Mapping
-from typing import Any, ClassVar, Final, TypeVar, get_type_hints
-
-import msgspec
+from typing import ClassVar, TypeVar
 
 from eventstore import names
-from eventstore.errors import DefinitionError, InvalidEventError
+from eventstore.errors import InvalidEventError
 from eventstore.event import Event, seal
-from eventstore.handlers import Handlers
 from eventstore.names import StreamPattern
+from eventstore.state import Stateful, check_snapshot_every
 
 S = TypeVar("S", bound="Aggregate")
 
 #: An event that was recorded and is not yet saved, with its payload.
 Pending = tuple[Event, bytes]
 
-_RESERVED: Final = frozenset({"id", "version", "pending", "record"})
 
-
-class AggregateType(type):
-    """The class of aggregate classes: turns annotated attributes into slots.
-
-    An attribute that is not annotated cannot be set, so no state hides from snapshots.
-    """
-
-    def __new__(
-        mcls, name: str, bases: tuple[type, ...], namespace: dict[str, Any], /, **options: Any
-    ) -> AggregateType:
-        owner = f"{namespace['__module__']}.{namespace['__qualname__']}"
-        defaults = {}
-        if bases:
-            for attribute, annotation in _annotations(namespace).items():
-                if _is_class_variable(annotation):
-                    continue
-                if attribute in _RESERVED or attribute.startswith("__"):
-                    raise DefinitionError(owner, "the name is reserved", member=attribute)
-                if attribute not in namespace:
-                    raise DefinitionError(
-                        owner,
-                        "state needs a default, its value before the first event",
-                        member=attribute,
-                    )
-                default = _factory(namespace.pop(attribute))
-                if default is None:
-                    raise DefinitionError(
-                        owner, "its field() needs a default, or a factory of one", member=attribute
-                    )
-                defaults[attribute] = default
-            namespace.setdefault("__slots__", tuple(defaults))
-        namespace["__own_state__"] = defaults
-        return super().__new__(mcls, name, bases, namespace, **options)
-
-
-def _annotations(namespace: Mapping[str, Any]) -> Mapping[str, Any]:
-    found: Mapping[str, Any] | None = namespace.get("__annotations__")
-    if found is None:
-        try:  # Python 3.14 and later make annotations when they are asked for
-            import annotationlib  # type: ignore[import-not-found,unused-ignore]
-        except ImportError:
-            return {}
-        annotate = annotationlib.get_annotate_from_class_namespace(namespace)
-        if annotate is None:
-            return {}
-        found = annotationlib.call_annotate_function(
-            annotate, format=annotationlib.Format.FORWARDREF
-        )
-    return found
-
-
-def _is_class_variable(annotation: Any) -> bool:
-    text = annotation if isinstance(annotation, str) else repr(annotation)
-    return text.removeprefix("typing.").removeprefix("t.").startswith("ClassVar")
-
-
-def _factory(default: Any) -> Callable[[], Any] | tuple[Any] | None:
-    """What makes the default value: a factory, or the one value in a tuple if it can be shared.
-
-    None for a field that has neither.
-    """
-    factory = getattr(default, "default_factory", None)
-    if isinstance(default, dataclasses.Field) or type(default).__module__.startswith("msgspec"):
-        if callable(factory):
-            return lambda: factory()
-        default = getattr(default, "default", default)
-        if default is dataclasses.MISSING or default is msgspec.NODEFAULT:
-            return None
-    if copy.deepcopy(default) is default:
-        return (default,)
-    return lambda: copy.deepcopy(default)
-
-
-class Aggregate(metaclass=AggregateType):
+class Aggregate(Stateful):
     """State that only events change.
 
         class Account(Aggregate):
@@ -127,17 +48,14 @@ class Aggregate(metaclass=AggregateType):
     #: The version of its stream when it was loaded or last saved; 0 for a new one.
     version: int
 
-    __own_state__: ClassVar[Mapping[str, Any]]
+    __reserved__ = frozenset({"id", "version", "pending", "record"})
     __stream__: ClassVar[StreamPattern]
     __snapshot_every__: ClassVar[int | None] = None
-    __handlers__: ClassVar[Handlers]
-    __constants__: ClassVar[tuple[tuple[str, Any], ...]] = ()
-    __factories__: ClassVar[tuple[tuple[str, Callable[[], Any]], ...]] = ()
 
     def __init_subclass__(
         cls, *, stream: str | None = None, snapshot_every: int | None = None
     ) -> None:
-        super().__init_subclass__()
+        super().__init_subclass__(may_take_record=False)
         owner = f"{cls.__module__}.{cls.__qualname__}"
         cls.__stream__ = (
             StreamPattern.default(owner, cls.__name__)
@@ -146,23 +64,8 @@ class Aggregate(metaclass=AggregateType):
         )
         names.register(cls.__stream__)
         if snapshot_every is not None:
-            if type(snapshot_every) is not int or snapshot_every < 1:
-                raise DefinitionError(
-                    owner, f"snapshot_every={snapshot_every!r} must be a whole number from 1"
-                )
+            check_snapshot_every(owner, snapshot_every)
             cls.__snapshot_every__ = snapshot_every
-        if cls.__dictoffset__:
-            raise DefinitionError(
-                owner,
-                "one of its bases lets any attribute be set, so state could hide from snapshots: "
-                "give that base __slots__ = ()",
-            )
-        cls.__handlers__ = Handlers(cls, may_take_record=False)
-        state: dict[str, Any] = {}
-        for base in reversed(cls.__mro__):
-            state.update(vars(base).get("__own_state__", {}))
-        cls.__constants__ = tuple((n, d[0]) for n, d in state.items() if isinstance(d, tuple))
-        cls.__factories__ = tuple((n, d) for n, d in state.items() if not isinstance(d, tuple))
 
     def __init__(self, id: str) -> None:
         """A new aggregate, before its first event. Raises InvalidNameError."""
@@ -173,10 +76,7 @@ class Aggregate(metaclass=AggregateType):
         self.id = id
         self.version = 0
         self._pending: list[Pending] = []
-        for name, value in self.__constants__:
-            setattr(self, name, value)
-        for name, factory in self.__factories__:
-            setattr(self, name, factory())
+        self._set_defaults()
 
     @property
     def pending(self) -> tuple[Event, ...]:
@@ -200,8 +100,7 @@ class Aggregate(metaclass=AggregateType):
         self._pending.append((event, payload))
 
     def __repr__(self) -> str:
-        state = "".join(f" {name}={getattr(self, name)!r}" for name in state_fields(type(self)))
-        return f"<{type(self).__name__} {self.id!r} v{self.version}{state}>"
+        return f"<{type(self).__name__} {self.id!r} v{self.version}{self._state_shown()}>"
 
 
 def recorded_in_handler(aggregate: Aggregate, event_type: type[Event]) -> InvalidEventError:
@@ -218,18 +117,3 @@ def blank(cls: type[S], id: str) -> S:
     aggregate = cls.__new__(cls)
     aggregate._reset(id)
     return aggregate
-
-
-def state_fields(cls: type[Aggregate]) -> tuple[str, ...]:
-    """The names of the attributes that are its state."""
-    return tuple(name for name, _ in (*cls.__constants__, *cls.__factories__))
-
-
-def state_type(cls: type[Aggregate]) -> type[msgspec.Struct]:
-    """A msgspec struct with the aggregate's state attributes as its fields."""
-    try:
-        hints = get_type_hints(cls, include_extras=True)
-        fields = [(name, hints[name]) for name in state_fields(cls)]
-        return msgspec.defstruct(f"{cls.__name__}State", fields, module=cls.__module__)
-    except (TypeError, NameError) as error:
-        raise DefinitionError(f"{cls.__module__}.{cls.__qualname__}", str(error)) from error

@@ -19,15 +19,15 @@ from typing import Any, Final, get_args, get_type_hints
 
 import msgspec
 
-from eventstore.aggregate import Aggregate, state_type
 from eventstore.event import Event, event_classes
+from eventstore.state import Stateful, state_type
 
 _FORMAT: Final = f"1 python {sys.version_info[0]}.{sys.version_info[1]}"
 _ADDRESS: Final = re.compile(r" at 0x[0-9a-fA-F]+")
 _SCALARS: Final = (int, float, complex, str, bytes, bool, type(None))
 
 
-def fingerprint(cls: type[Aggregate]) -> bytes:
+def fingerprint(cls: type[Stateful]) -> bytes:
     """16 bytes that change when the fold of `cls` may."""
     walk = _Walk(cls)
     parts = [_FORMAT, _schema(state_type(cls)), *walk.value(cls.__constants__)]
@@ -48,7 +48,7 @@ def fingerprint(cls: type[Aggregate]) -> bytes:
     return digest.digest()
 
 
-def _handled(cls: type[Aggregate]) -> list[tuple[type[Event], Any]]:
+def _handled(cls: type[Stateful]) -> list[tuple[type[Event], Any]]:
     """Each event class that `cls` handles, by itself or by a base class, with the handler."""
     found = dict(cls.__handlers__.declared)
     for event_type in event_classes():
@@ -190,7 +190,7 @@ class _Walk:
 
     def _attribute(self, cls: type, name: str) -> Iterator[str]:
         for base in cls.__mro__:  # all of them, since super() may be meant
-            if base is not Aggregate and name in vars(base):
+            if not _is_library(base) and name in vars(base):
                 yield from self._member(vars(base)[name])
 
     def _member(self, member: Any) -> Iterator[str]:
@@ -205,6 +205,11 @@ class _Walk:
         yield " ".join(code.co_names)
         for constant in code.co_consts:
             yield from self.value(constant)
+
+
+def _is_library(cls: type) -> bool:
+    """Whether a class is this library's own: its code is the same for all."""
+    return cls.__module__.partition(".")[0] == __package__
 
 
 def _names(code: CodeType) -> set[str]:

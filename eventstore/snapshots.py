@@ -11,8 +11,9 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from eventstore.aggregate import Aggregate, blank, state_fields, state_type
+from eventstore.aggregate import Aggregate, blank
 from eventstore.fingerprint import fingerprint
+from eventstore.state import Stateful, state_fields, state_type
 
 S = TypeVar("S", bound=Aggregate)
 
@@ -20,9 +21,9 @@ logger = logging.getLogger(__name__)
 
 
 class StateCodec:
-    """The state of one aggregate class, to bytes (MessagePack) and back."""
+    """The state of one class, to bytes (MessagePack) and back."""
 
-    def __init__(self, cls: type[Aggregate]) -> None:
+    def __init__(self, cls: type[Stateful]) -> None:
         """Raises DefinitionError for state that has no schema."""
         self._type = state_type(cls)
         self._fields = state_fields(cls)
@@ -31,12 +32,12 @@ class StateCodec:
         self._warned = False
         self.fingerprint = fingerprint(cls)
 
-    def encode(self, aggregate: Aggregate) -> bytes | None:
+    def encode(self, owner: Stateful) -> bytes | None:
         """The state as bytes, or None if these would not give the same state back.
 
         A replay is the truth: what its snapshot would change is not kept, and a warning says so.
         """
-        values = [getattr(aggregate, field) for field in self._fields]
+        values = [getattr(owner, field) for field in self._fields]
         try:
             # By way of builtins, since MessagePack's own timestamps forget the UTC offset.
             plain = msgspec.to_builtins(self._type(*values), builtin_types=(bytes, bytearray))
@@ -56,20 +57,20 @@ class StateCodec:
             self._warned = True
             logger.warning(
                 "%s cannot be kept as a snapshot: %s; correct the annotations of its state",
-                type(aggregate).__qualname__,
+                type(owner).__qualname__,
                 problem,
             )
         return None
 
-    def restore(self, aggregate: Aggregate, encoded: bytes) -> bool:
-        """Set the aggregate's state; False, with nothing changed, if the bytes are no state."""
+    def restore(self, owner: Stateful, encoded: bytes) -> bool:
+        """Set the owner's state; False, with nothing changed, if the bytes are no state."""
         try:
             state = self._decode(encoded)
         except msgspec.MsgspecError as error:
-            logger.warning("a snapshot of %r is ignored: %s", aggregate, error)
+            logger.warning("a snapshot of %r is ignored: %s", owner, error)
             return False
         for field in self._fields:
-            setattr(aggregate, field, getattr(state, field))
+            setattr(owner, field, getattr(state, field))
         return True
 
 
@@ -81,7 +82,7 @@ def _same(restored: Any, value: Any) -> bool:
 
 
 @cache
-def state_codec(cls: type[Aggregate]) -> StateCodec:
+def state_codec(cls: type[Stateful]) -> StateCodec:
     """The codec of a class's state. Made once."""
     return StateCodec(cls)
 

@@ -14,7 +14,7 @@ from typing import Concatenate, ParamSpec, TypeVar
 from sqlalchemy import URL, Connection, Engine
 
 from eventstore import metadata
-from eventstore.aggregate import Aggregate, blank, state_fields
+from eventstore.aggregate import Aggregate, blank
 from eventstore.errors import (
     InvalidArgumentError,
     LogError,
@@ -28,6 +28,7 @@ from eventstore.log.base import ANY, Bounds, Expected, Log
 from eventstore.log.opening import Durability
 from eventstore.names import StreamPattern, check_idempotency_key
 from eventstore.snapshots import AggregateCache, crosses, state_codec
+from eventstore.state import state_fields
 from eventstore.stream_store import (
     EVERYTHING,
     PAGE,

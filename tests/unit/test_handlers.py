@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from eventstore import Aggregate, DefinitionError, Event, RecordedEvent, on
-from eventstore.aggregate import AggregateType
+from eventstore.state import StateType
 from eventstore.handlers import Handlers
 
 
@@ -30,7 +30,7 @@ class Stopped(Event, name="unit-stopped"):
 def refused(body: dict[str, Any]) -> DefinitionError:
     namespace = {"__module__": "m", "__qualname__": "Broken", **body}
     with pytest.raises(DefinitionError) as caught:
-        AggregateType("Broken", (Aggregate,), namespace)
+        StateType("Broken", (Aggregate,), namespace)
     assert caught.value.owner == "m.Broken"
     assert "m.Broken" in str(caught.value)
     return caught.value
