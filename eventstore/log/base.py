@@ -125,6 +125,17 @@ class Bounds(NamedTuple):
     recorded_at: int | None = None
 
 
+class Frontier(NamedTuple):
+    """Up to where the log is final now, and who keeps what lies beyond uncertain.
+
+    `writers` are ids for `Log.describe`, of open transactions; with none of them, nothing is known
+    beyond the position.
+    """
+
+    position: int
+    writers: tuple[str, ...]
+
+
 #: For `Wanted`: all of the log.
 EVERY_EVENT: Final = Wanted()
 
@@ -243,6 +254,17 @@ class Log(Protocol):
         `timeout` seconds for open transactions that could still commit below it; then raises
         LogStalledError. With no such transactions it does not wait.
         """
+
+    def frontier(self) -> Frontier:
+        """The position up to which the log is final now. It does not wait.
+
+        Unlike `settled` it may be behind what was acknowledged before the call. Called again and
+        again it gets there, since it waits for nobody who began to write later; and it never goes
+        back.
+        """
+
+    def describe(self, writers: Iterable[str]) -> tuple[str, ...]:
+        """Who the writers of a frontier are, in words, as far as that is known."""
 
     def stream(self, name: str, *, connection: Connection | None = None) -> StreamInfo | None:
         """The head of a stream; None if there never was one."""

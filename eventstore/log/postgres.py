@@ -4,18 +4,12 @@ An append to one stream is one statement, so one round trip. Its head row comes 
 is the check of the version, and the lock that keeps the stream's positions in the order of its
 versions. Positions are drawn after it.
 
-Positions of different streams may commit out of order. What makes that safe to read is
-`settled`: every transaction that appends holds a RowExclusiveLock on the events table, from
-before it draws its first position until it ends, and `pg_locks` shows who does. So when a position
-has been seen, and every transaction that held that lock afterwards has ended, nothing will appear
-below.
+Positions of different streams may commit out of order: `frontier` tells what is final.
 """
 
 from __future__ import annotations
 
 import contextlib
-import threading
-import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Final, Literal
 
@@ -44,12 +38,20 @@ from eventstore.errors import (
     LogError,
     LogLockedError,
     LogReadOnlyError,
-    LogStalledError,
     LogUnavailableError,
     SchemaMissingError,
     StoreClosedError,
 )
-from eventstore.log.base import ANY, NO_STREAM, STREAM_EXISTS, EventType, Receipt, Write
+from eventstore.log.base import (
+    ANY,
+    NO_STREAM,
+    STREAM_EXISTS,
+    EventType,
+    Frontier,
+    Receipt,
+    Write,
+)
+from eventstore.log.frontier import Frontiers
 from eventstore.log.kept import KEPT
 from eventstore.log.sql import Borrowed, SqlLog, check_dialect, refuse
 from eventstore.log.tables import REVISION
@@ -139,23 +141,6 @@ _NEW_TYPES: Final = """
     SELECT * FROM unnest(%(names)s::text[], %(versions)s::int[])
     ON CONFLICT (name, version) DO NOTHING"""
 
-_WRITERS: Final = """
-    SELECT virtualtransaction || ' ' || COALESCE(pid, 0)
-      FROM pg_locks
-     WHERE locktype = 'relation' AND mode = 'RowExclusiveLock' AND granted
-       AND relation = 'eventstore_events'::regclass
-       AND database = (SELECT oid FROM pg_database WHERE datname = current_database())"""
-_AHEAD: Final = """
-    SELECT position FROM eventstore_events
-     WHERE position > %(after)s ORDER BY position LIMIT 1001"""
-# The head is of the statement's snapshot, and pg_locks is read after that was taken.
-_HEAD_AND_WRITERS: Final = f"""
-    SELECT (SELECT max(position) FROM eventstore_events), ARRAY({_WRITERS})"""
-_DESCRIBE: Final = """
-    SELECT format('process %%s (%%s, %%s, in a transaction since %%s)', pid,
-                  COALESCE(NULLIF(application_name, ''), 'no application_name'), state, xact_start)
-      FROM pg_stat_activity WHERE pid = ANY(%(pids)s)"""
-
 
 class PostgresLog(SqlLog):
     """Events in PostgreSQL 13 or later, through psycopg 3."""
@@ -168,8 +153,7 @@ class PostgresLog(SqlLog):
     ) -> None:
         super().__init__(engine, keep=keep)
         self._clock = clock
-        self._settled = 0
-        self._settling = threading.Lock()
+        self._frontiers = Frontiers(self._reading)
         self._transactional = False  # nothing to undo for an engine that is made with AUTOCOMMIT
 
     # --- appending -----------------------------------------------------------------------------
@@ -295,42 +279,13 @@ class PostgresLog(SqlLog):
     # --- reading -------------------------------------------------------------------------------
 
     def settled(self, timeout: float, *, connection: Connection | None = None) -> int:
-        with self._reading(connection) as cursor:
-            certain = self._settled
-            cursor.execute(_AHEAD, {"after": certain}, prepare=True)
-            ahead = [position for (position,) in cursor.fetchall()]
-            whole = next(
-                (n for n, position in enumerate(ahead) if position != certain + n + 1), len(ahead)
-            )
-            if whole == len(ahead) <= 1000:
-                return self._advance(certain + whole)
-            cursor.execute(_HEAD_AND_WRITERS, prepare=True)
-            head, writers = cursor.fetchone()
-        if writers:
-            self._await_writers(set(writers), certain + whole, timeout)
-        return self._advance(head)
+        return self._frontiers.settled(timeout, connection)
 
-    def _advance(self, position: int) -> int:
-        with self._settling:
-            self._settled = max(self._settled, position)
-        return position
+    def frontier(self) -> Frontier:
+        return self._frontiers.frontier()
 
-    def _await_writers(self, writers: set[str], certain: int, timeout: float) -> None:
-        deadline = time.monotonic() + timeout
-        pause = 0.0005
-        while True:
-            with self._reading() as cursor:
-                cursor.execute(_WRITERS, prepare=True)
-                writers &= {writer for (writer,) in cursor.fetchall()}
-                if not writers:
-                    return
-                if time.monotonic() >= deadline:
-                    pids = [int(writer.split()[1]) for writer in writers]
-                    cursor.execute(_DESCRIBE, {"pids": pids})
-                    named = tuple(row[0] for row in cursor.fetchall())
-                    raise LogStalledError(certain, named or tuple(sorted(writers)), timeout)
-            time.sleep(pause)
-            pause = min(pause * 2, 0.02)
+    def describe(self, writers: Iterable[str]) -> tuple[str, ...]:
+        return self._frontiers.describe(writers)
 
     def _execute(self, cursor: Any, statement: Any, values: Mapping[str, Any]) -> None:
         cursor.execute(statement.text, values, prepare=True)

@@ -36,7 +36,15 @@ from eventstore.errors import (
     LogUnavailableError,
     StoreClosedError,
 )
-from eventstore.log.base import ANY, NO_STREAM, STREAM_EXISTS, EventType, Receipt, Write
+from eventstore.log.base import (
+    ANY,
+    NO_STREAM,
+    STREAM_EXISTS,
+    EventType,
+    Frontier,
+    Receipt,
+    Write,
+)
 from eventstore.log.kept import KEPT
 from eventstore.log.sql import Borrowed, SqlLog, check_dialect
 from eventstore.names import category_of
@@ -191,6 +199,12 @@ class SqliteLog(SqlLog):
     def settled(self, timeout: float, *, connection: Connection | None = None) -> int:
         with self._reading(connection) as cursor:
             return cursor.execute("SELECT max(position) FROM eventstore_events").fetchone()[0] or 0
+
+    def frontier(self) -> Frontier:
+        return Frontier(self.settled(0), ())  # the order of commits is that of positions
+
+    def describe(self, writers: Iterable[str]) -> tuple[str, ...]:
+        return tuple(writers)
 
     def one_of(self, column: Any, parameter: str) -> Any:
         return column.in_(

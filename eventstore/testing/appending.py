@@ -307,6 +307,7 @@ class AppendingContract:
             lambda: rows(log, "a/1"),
             lambda: all_rows(log),
             lambda: log.settled(1),
+            lambda: log.frontier(),
             lambda: log.stream("a/1"),
             lambda: log.streams(None, "", 1),
             lambda: log.delete_snapshots(),

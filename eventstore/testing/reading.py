@@ -7,7 +7,7 @@ import gc
 
 import pytest
 
-from eventstore.log.base import Bounds, Log, Shard, StreamInfo, Wanted, Write
+from eventstore.log.base import Bounds, Frontier, Log, Shard, StreamInfo, Wanted, Write
 from eventstore.testing.drafts import EVERYTHING, abandon, add, all_rows, drafts, folded, rows
 
 #: In the order of code points, which is neither that of UTF-16 nor that of any language.
@@ -161,6 +161,23 @@ class ReadingContract:
             assert log.settled(1) == receipt.position
         tombstone = log.delete("a/1")
         assert log.settled(0) == tombstone.position
+
+    def test_the_frontier_reaches_what_was_acknowledged(self, log: Log) -> None:
+        assert log.frontier() == Frontier(0, ())
+        for number in range(5):
+            receipt = add(log, f"a/{number % 2}", number + 1)
+            assert log.frontier() == Frontier(receipt.position, ())
+        tombstone = log.delete("a/1")
+        assert log.frontier() == Frontier(tombstone.position, ())
+        assert log.describe(()) == ()
+
+    def test_what_a_transaction_sees_of_itself_is_final_for_nobody_else(self, log: Log) -> None:
+        first = add(log, "a/1")
+        with contextlib.suppress(ZeroDivisionError), log.transaction() as connection:
+            log.append([Write("a/1", drafts(2))], connection=connection)
+            log.settled(0, connection=connection)
+            raise ZeroDivisionError
+        assert log.frontier().position == first.position
 
     # --- folds ---------------------------------------------------------------------------------
 

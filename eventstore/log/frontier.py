@@ -1,0 +1,179 @@
+"""Up to where the log in PostgreSQL is final.
+
+Positions of different streams may commit out of order. What makes that safe to read: every
+transaction that appends holds a RowExclusiveLock on the events table, from before it draws its
+first position until it ends, and `pg_locks` shows who does. So when a position has been seen, and
+every transaction that held that lock afterwards has ended, nothing will appear below.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
+from typing import Any, Final, NamedTuple, TypeAlias
+
+from sqlalchemy import Connection
+
+from eventstore.errors import LogStalledError
+from eventstore.log.base import Frontier
+
+_WRITERS: Final = """
+    SELECT virtualtransaction || ' ' || COALESCE(pid, 0)
+      FROM pg_locks
+     WHERE locktype = 'relation' AND mode = 'RowExclusiveLock' AND granted
+       AND relation = 'eventstore_events'::regclass
+       AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
+       AND pid IS DISTINCT FROM pg_backend_pid()"""
+_AHEAD: Final = """
+    SELECT position FROM eventstore_events
+     WHERE position > %(after)s ORDER BY position LIMIT 1001"""
+_FAR: Final = 1000
+# The head is of the statement's snapshot, and pg_locks is read after that was taken.
+_HEAD_AND_WRITERS: Final = f"""
+    SELECT (SELECT max(position) FROM eventstore_events), ARRAY({_WRITERS})"""
+_DESCRIBE: Final = """
+    SELECT format('process %%s (%%s, %%s, in a transaction since %%s)', pid,
+                  COALESCE(NULLIF(application_name, ''), 'no application_name'), state, xact_start)
+      FROM pg_stat_activity WHERE pid = ANY(%(pids)s)"""
+
+#: Gives a cursor for one block, on the caller's connection or on one of the log's.
+Reading: TypeAlias = Callable[[Connection | None], AbstractContextManager[Any]]
+
+
+class Barrier(NamedTuple):
+    """A fact: once these writers have ended, nothing will appear at or below the head."""
+
+    head: int
+    writers: frozenset[str]
+
+    def left(self, open: Iterable[str]) -> Barrier:
+        """What it still waits for, as these are the writers that are open now.
+
+        A writer that is gone may have been prepared for a two-phase commit, which changes its id,
+        so the prepared ones take its place. That happens once for each, so the wait ends.
+        """
+        now = frozenset(open)
+        heirs: frozenset[str] = frozenset()
+        if not all(map(_is_prepared, self.writers - now)):
+            heirs = frozenset(filter(_is_prepared, now))
+        return Barrier(self.head, (self.writers & now) | heirs)
+
+
+class Frontiers:
+    """Looks for the frontier of one log, and remembers what was found. Safe for threads."""
+
+    def __init__(self, reading: Reading) -> None:
+        self._reading = reading
+        self._guard = threading.Lock()
+        self._certain = 0
+        self._pending: Barrier | None = None
+
+    def frontier(self) -> Frontier:
+        """See `Log.frontier`.
+
+        A barrier is kept from one call to the next until its writers have ended. New ones at each
+        call would always find somebody writing, under constant load, and never get anywhere.
+        """
+        with self._reading(None) as cursor:
+            certain, final = self._contiguous(cursor)
+            if final:
+                return Frontier(certain, ())
+            # Taken before the writers are listed: a list from before the barrier proves nothing
+            # about the writers in it.
+            pending = self._pending
+            fresh = _barrier(cursor)
+        return self._settle(pending, fresh)
+
+    def settled(self, timeout: float, connection: Connection | None) -> int:
+        """See `Log.settled`.
+
+        What was acknowledged before the call may lie beyond the pending barrier, so this one waits
+        for a barrier of its own. What a caller's transaction sees may include what it has appended
+        itself: that is final for nobody else, and is not remembered.
+        """
+        joined = connection is not None
+        with self._reading(connection) as cursor:
+            certain, final = self._contiguous(cursor, joined)
+            if final:
+                return certain
+            barrier = _barrier(cursor)
+        if barrier.writers:
+            self._await(barrier, certain, timeout)
+        if not joined:
+            self._advance(barrier.head)
+        return barrier.head
+
+    def describe(self, writers: Iterable[str]) -> tuple[str, ...]:
+        """Who they are, in words; as they are where the server knows no more."""
+        writers = tuple(writers)
+        with self._reading(None) as cursor:
+            return _described(cursor, writers)
+
+    def _contiguous(self, cursor: Any, joined: bool = False) -> tuple[int, bool]:
+        """How far positions have no hole, and whether that is all there is."""
+        certain = self._certain
+        cursor.execute(_AHEAD, {"after": certain}, prepare=True)
+        ahead = [position for (position,) in cursor.fetchall()]
+        whole = next(
+            (n for n, position in enumerate(ahead) if position != certain + n + 1), len(ahead)
+        )
+        if not joined:
+            self._advance(certain + whole)
+        return certain + whole, whole == len(ahead) <= _FAR
+
+    def _settle(self, pending: Barrier | None, fresh: Barrier) -> Frontier:
+        """Bring what was pending up to date with what has been seen after it."""
+        left = fresh if pending is None else pending.left(fresh.writers)
+        if pending is None or not left.writers or fresh.writers <= left.writers:
+            reached, left = left, fresh  # the later head, for no more writers
+        else:
+            reached = left
+        with self._guard:
+            for barrier in (reached, left):
+                if not barrier.writers:
+                    self._certain = max(self._certain, barrier.head)
+            # Another thread may have put a newer one there, which is as good.
+            if self._pending is pending:
+                self._pending = left if left.writers else None
+            return Frontier(self._certain, tuple(sorted(left.writers)))
+
+    def _advance(self, position: int) -> None:
+        with self._guard:
+            self._certain = max(self._certain, position)
+
+    def _await(self, barrier: Barrier, certain: int, timeout: float) -> None:
+        deadline = time.monotonic() + timeout
+        pause = 0.0005
+        while True:
+            with self._reading(None) as cursor:
+                cursor.execute(_WRITERS, prepare=True)
+                barrier = barrier.left(writer for (writer,) in cursor.fetchall())
+                if not barrier.writers:
+                    return
+                if time.monotonic() >= deadline:
+                    writers = _described(cursor, tuple(sorted(barrier.writers)))
+                    raise LogStalledError(certain, writers, timeout)
+            time.sleep(pause)
+            pause = min(pause * 2, 0.02)
+
+
+def _barrier(cursor: Any) -> Barrier:
+    cursor.execute(_HEAD_AND_WRITERS, prepare=True)
+    head, writers = cursor.fetchone()
+    return Barrier(head or 0, frozenset(writers))
+
+
+def _described(cursor: Any, writers: tuple[str, ...]) -> tuple[str, ...]:
+    cursor.execute(_DESCRIBE, {"pids": [_process(writer) for writer in writers]})
+    named = tuple(row[0] for row in cursor.fetchall())
+    return named or writers
+
+
+def _process(writer: str) -> int:
+    return int(writer.split()[1])
+
+
+def _is_prepared(writer: str) -> bool:
+    return _process(writer) == 0  # it belongs to no process any more
