@@ -65,6 +65,8 @@ class EventStore(StreamStore):
       (PostgreSQL) by default.
     - `migrate`: whether to bring the tables up to date. By default a SQLite file migrates itself,
       and PostgreSQL is refused until `eventstore migrate URL` has been run.
+    - `notify`: whether to tell readers that wait in other processes when something was appended
+      (PostgreSQL only). Without it they look twice a second.
 
     An operation with `connection=` joins the caller's transaction: it is the caller who commits
     or rolls back. Raises SchemaError, LogError, InvalidArgumentError.
@@ -82,6 +84,7 @@ class EventStore(StreamStore):
         max_attempts: int = 10,
         clock: Callable[[], datetime] | None = None,
         migrate: bool | None = None,
+        notify: bool = True,
     ) -> None:
         if max_attempts < 1:
             raise InvalidArgumentError("max_attempts", max_attempts, "use a whole number from 1")
@@ -93,6 +96,7 @@ class EventStore(StreamStore):
             max_event_bytes=max_event_bytes,
             clock=clock,
             migrate=migrate,
+            notify=notify,
         )
         self._max_attempts = max_attempts
         self._folds: dict[type[Aggregate], Fold] = {}

@@ -47,10 +47,15 @@ class StreamStore:
         max_event_bytes: int = 1_048_576,
         clock: Callable[[], datetime] | None = None,
         migrate: bool | None = None,
+        notify: bool = True,
     ) -> None:
         micros = None if clock is None else lambda: to_micros(clock())
         self.log, self._close = opening.open_log(
-            target, durability=durability, lock_timeout=lock_timeout, clock=micros
+            target,
+            durability=durability,
+            lock_timeout=lock_timeout,
+            clock=micros,
+            notify=notify,
         )
         self._read_timeout = read_timeout
         self._codec = Codec(self.log, max_event_bytes)

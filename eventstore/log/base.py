@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Final, NamedTuple, Protocol, TypeAlias
 if TYPE_CHECKING:
     from sqlalchemy import Connection, Engine
 
+    from eventstore.log.signal import Signal
+
 
 class Expectation(enum.Enum):
     """What an append requires of its stream, where that is not a version."""
@@ -157,6 +159,9 @@ class Log(Protocol):
     """
 
     engine: Engine
+    #: Fires when something was committed: by this log, and while it is `watching`, by others. It is
+    #: a hint, which may come late, in vain or never.
+    signal: Signal
 
     def append(
         self,
@@ -265,6 +270,13 @@ class Log(Protocol):
 
     def describe(self, writers: Iterable[str]) -> tuple[str, ...]:
         """Who the writers of a frontier are, in words, as far as that is known."""
+
+    def watching(self) -> AbstractContextManager[None]:
+        """In the block, the signal fires for other processes' commits too."""
+
+    @property
+    def poll_interval(self) -> float:
+        """Seconds after which whoever waits for the signal should look all the same."""
 
     def stream(self, name: str, *, connection: Connection | None = None) -> StreamInfo | None:
         """The head of a stream; None if there never was one."""

@@ -25,6 +25,7 @@ def open_log(
     durability: Durability = "full",
     lock_timeout: float = 5.0,
     clock: Callable[[], int] | None = None,
+    notify: bool = True,
 ) -> tuple[Log, Callable[[], None]]:
     """The log behind a URL or an engine, and what closes the connections it has opened.
 
@@ -47,7 +48,7 @@ def open_log(
         clock = clock or moments.now
         return SqliteLog(engine, clock=clock, lock_timeout=lock_timeout, keep=keep), close
     if engine.dialect.name == "postgresql" and engine.dialect.driver == "psycopg":
-        return _postgres()(engine, clock=clock, keep=keep), close
+        return _postgres()(engine, clock=clock, keep=keep, notify=notify), close
     raise InvalidArgumentError(
         "target",
         f"{engine.dialect.name}+{engine.dialect.driver}",

@@ -53,6 +53,7 @@ from eventstore.log.base import (
 )
 from eventstore.log.frontier import Frontiers
 from eventstore.log.kept import KEPT
+from eventstore.log.notifying import Notifier, PostgresWatch
 from eventstore.log.sql import Borrowed, SqlLog, check_dialect, refuse
 from eventstore.log.tables import REVISION
 from eventstore.names import category_of
@@ -149,9 +150,14 @@ class PostgresLog(SqlLog):
     begin = "BEGIN"
 
     def __init__(
-        self, engine: Engine, *, clock: Callable[[], int] | None = None, keep: int = 0
+        self,
+        engine: Engine,
+        *,
+        clock: Callable[[], int] | None = None,
+        keep: int = 0,
+        notify: bool = True,
     ) -> None:
-        super().__init__(engine, keep=keep)
+        super().__init__(engine, keep=keep, notifier=Notifier(engine) if notify else None)
         self._clock = clock
         self._frontiers = Frontiers(self._reading)
         self._transactional = False  # nothing to undo for an engine that is made with AUTOCOMMIT
@@ -286,6 +292,9 @@ class PostgresLog(SqlLog):
 
     def describe(self, writers: Iterable[str]) -> tuple[str, ...]:
         return self._frontiers.describe(writers)
+
+    def watch(self) -> PostgresWatch:
+        return PostgresWatch(self.engine, self.signal)
 
     def _execute(self, cursor: Any, statement: Any, values: Mapping[str, Any]) -> None:
         cursor.execute(statement.text, values, prepare=True)

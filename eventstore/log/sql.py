@@ -45,9 +45,11 @@ from eventstore.log.base import (
     Wanted,
     Write,
 )
+from eventstore.log.hints import Hints, Notifies
 from eventstore.log.kept import Kept, Seat
 from eventstore.log.queries import PAGE, Mask, Queries, Shape, Statement, given, mask_of
 from eventstore.log.transactions import transaction
+from eventstore.log.watching import Watch
 
 #: (type key, data) of events in order.
 Page: TypeAlias = Sequence[tuple[int, bytes]]
@@ -120,8 +122,14 @@ class Transaction(Borrowed):
 class SqlLog(ABC):
     """The part of a log that SQLite and PostgreSQL have in common."""
 
-    def __init__(self, engine: Engine, *, keep: int = 0) -> None:
+    def __init__(
+        self, engine: Engine, *, keep: int = 0, notifier: Notifies | None = None
+    ) -> None:
         self.engine = engine
+        self._hints = Hints(engine, notifier)
+        self._hints.outlived_by(self)
+        self.signal = self._hints.signal
+        self._watch = self.watch()
         self._kept = Kept(engine, keep, self._leave)
         self._closed = False
         self._types: dict[int, EventType] = {}
@@ -134,6 +142,10 @@ class SqlLog(ABC):
     insert: Any
     #: The statement that begins a transaction that writes.
     begin: ClassVar[str]
+
+    @abstractmethod
+    def watch(self) -> Watch:
+        """What watches for the commits of other processes."""
 
     @abstractmethod
     def checkout(self) -> Any:
@@ -205,7 +217,9 @@ class SqlLog(ABC):
             _check_expected(write.expected)
         if not writes:
             return ()
-        return self._write(writes, key, recorded_at, connection)
+        receipts = self._write(writes, key, recorded_at, connection)
+        self._hints.appended(connection)
+        return receipts
 
     def delete(
         self, stream: str, expected: Expected = ANY, *, connection: Connection | None = None
@@ -217,11 +231,13 @@ class SqlLog(ABC):
         tombstone = NewEvent(_tombstone, b"{}", new_ids(1)[0])
         write = Write(stream, [tombstone], STREAM_EXISTS if expected is ANY else expected)
         try:
-            return self._write([write], None, None, connection, erase=True)[0]
+            (receipt,) = self._write([write], None, None, connection, erase=True)
         except WrongExpectedVersionError as error:
             if expected is ANY:
                 raise StreamNotFoundError(stream) from error
             raise
+        self._hints.appended(connection)
+        return receipt
 
     def _refuse(self, cursor: Any, write: Write) -> None:
         """Raise for what keeps a write out; return if nothing does."""
@@ -390,6 +406,16 @@ class SqlLog(ABC):
                 for name, version, recorded_at, deleted in cursor.fetchall()
             ]
 
+    # --- following -----------------------------------------------------------------------------
+
+    def watching(self) -> contextlib.AbstractContextManager[None]:
+        self._check_open()
+        return self._watch
+
+    @property
+    def poll_interval(self) -> float:
+        return self._watch.poll_interval
+
     # --- snapshots -----------------------------------------------------------------------------
 
     def save_snapshot(
@@ -418,6 +444,8 @@ class SqlLog(ABC):
 
     def close(self) -> None:
         self._closed = True
+        self._watch.close()
+        self._hints.close()
         self._kept.close()
 
     def _check_open(self) -> None:

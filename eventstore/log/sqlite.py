@@ -47,6 +47,7 @@ from eventstore.log.base import (
 )
 from eventstore.log.kept import KEPT
 from eventstore.log.sql import Borrowed, SqlLog, check_dialect
+from eventstore.log.watching import SqliteWatch
 from eventstore.names import category_of
 
 Durability = Literal["full", "relaxed"]
@@ -218,6 +219,9 @@ class SqliteLog(SqlLog):
     def transaction(self) -> Iterator[Connection]:
         with self._turn, super().transaction() as connection:
             yield connection
+
+    def watch(self) -> SqliteWatch:
+        return SqliteWatch(self.engine, self.signal)
 
     # --- connections ---------------------------------------------------------------------------
 

@@ -1,0 +1,51 @@
+"""Who is told when something was appended: hints, within this process and to others."""
+
+from __future__ import annotations
+
+import weakref
+from typing import Protocol
+
+from sqlalchemy import Connection, Engine
+
+from eventstore.log.commits import Commits
+from eventstore.log.signal import Signal
+
+
+class Notifies(Protocol):
+    """Tells other processes."""
+
+    def nudge(self) -> None: ...
+
+    def close(self, *, join: bool = True) -> None: ...
+
+
+class Hints:
+    """Fires the signal and nudges the notifier, once there is something to be seen."""
+
+    def __init__(self, engine: Engine, notifier: Notifies | None = None) -> None:
+        self.signal = Signal()
+        self._notifier = notifier
+        self._commits = Commits(engine, self.committed)
+
+    def appended(self, connection: Connection | None) -> None:
+        """An append is done; it is seen now, or when the caller's transaction has committed."""
+        if connection is None:
+            self.committed()
+        else:
+            self._commits.expect(connection)
+
+    def committed(self) -> None:
+        self.signal.fire()
+        if self._notifier is not None:
+            self._notifier.nudge()
+
+    def close(self, *, join: bool = True) -> None:
+        """Tell what is due, end the threads, and wake all that wait."""
+        self._commits.close(join=join)
+        if self._notifier is not None:
+            self._notifier.close(join=join)
+        self.signal.fire()
+
+    def outlived_by(self, log: object) -> None:
+        """End the threads when the log is no more, though nobody has closed it."""
+        weakref.finalize(log, self.close, join=False).atexit = False

@@ -1,0 +1,146 @@
+"""Hints between processes on PostgreSQL: who has appended notifies, who waits listens."""
+
+from __future__ import annotations
+
+import logging
+import selectors
+import socket
+import threading
+import time
+from typing import Any, Final
+
+import psycopg
+from sqlalchemy import Engine
+
+from eventstore.log.background import Background, can_connect_apart, connect_apart
+from eventstore.log.signal import Signal
+from eventstore.log.watching import RETRY, Watch
+
+logger = logging.getLogger(__name__)
+
+CHANNEL: Final = "eventstore"
+
+#: Seconds between two notifications, at least.
+INTERVAL: Final = 0.005
+
+# Only to wake somebody up: not worth a flush of the disk. The setting is the transaction's, since a
+# proxy may give the connection to somebody else afterwards.
+_NOTIFY: Final = f"SELECT set_config('synchronous_commit', 'off', true), pg_notify('{CHANNEL}', '')"
+
+#: Connections of a parent process, which it still uses: they must not be closed here.
+_inherited: Final[list[Any]] = []
+
+
+class Notifier:
+    """Notifies after appends: at once, and from then on once in 5 ms at most.
+
+    It does so outside of the appends' transactions, on a connection and in a thread of its own:
+    every commit that notifies would queue behind one lock of the server's.
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._pending = False
+        self._last = 0.0
+        self._raw: Any = None
+        self._background = Background("eventstore-notify", self._send, self._forked)
+
+    def nudge(self) -> None:
+        """Something was appended. Cheap, the more so when a notification is due anyway."""
+        if not self._pending:
+            self._pending = True
+            self._background.wake()
+
+    def close(self, *, join: bool = True) -> None:
+        """Send what is due, and end."""
+        self._background.close(join=join)
+
+    def _send(self) -> None:
+        if self._pending:
+            rest = self._last + INTERVAL - time.monotonic()
+            if rest > 0:
+                self._background.pause(rest)
+            # Before it is sent: what is appended from now on has a notification of its own.
+            self._pending = False
+            try:
+                self._notify()
+                self._last = time.monotonic()
+            except Exception as error:  # a hint less: readers poll
+                logger.debug("a notification was not sent: %s", error)
+                self._disconnect()
+                self._last = time.monotonic() + RETRY
+        if self._background.is_closing:
+            self._disconnect()
+
+    def _notify(self) -> None:
+        if self._raw is None and can_connect_apart(self._engine):
+            self._raw = connect_apart(self._engine)
+            self._raw.autocommit = True
+        if self._raw is not None:
+            self._raw.execute(_NOTIFY)
+
+    def _disconnect(self) -> None:
+        raw, self._raw = self._raw, None
+        if raw is not None:
+            raw.close()
+
+    def _forked(self) -> None:
+        _inherited.append(self._raw)
+        self._raw = None
+        self._pending = False
+
+
+class PostgresWatch(Watch):
+    """Listens on a connection of its own; behind a proxy that would be in vain."""
+
+    def __init__(self, engine: Engine, signal: Signal) -> None:
+        super().__init__(engine, signal)
+        self._waker: socket.socket | None = None
+
+    def watch(self, stop: threading.Event) -> bool:
+        raw = connect_apart(self._engine)
+        waker, own = socket.socketpair()
+        self._waker = own
+        try:
+            raw.autocommit = True
+            if is_proxied(raw):
+                return False
+            raw.execute(f"LISTEN {CHANNEL}")
+            self.ready()
+            with selectors.DefaultSelector() as selector:
+                selector.register(waker, selectors.EVENT_READ)
+                selector.register(raw.fileno(), selectors.EVENT_READ)
+                while not stop.is_set():
+                    selector.select()
+                    if _notified(raw.pgconn):
+                        self._signal.fire()
+            return True
+        finally:
+            for end in (waker, own, raw):
+                end.close()
+
+    def interrupt(self) -> None:
+        waker = self._waker
+        if waker is not None:
+            try:
+                waker.send(b"x")
+            except OSError:  # it has just ended by itself
+                return
+
+
+def _notified(pgconn: psycopg.pq.abc.PGconn) -> bool:
+    pgconn.consume_input()
+    found = False
+    while pgconn.notifies():
+        found = True
+    return found
+
+
+def is_proxied(raw: Any) -> bool:
+    """Whether a proxy such as PgBouncer is between: another process answers than was promised.
+
+    Each transaction may then be another server process's, so nothing lasts that is prepared, set or
+    listened to. `raw` is a connection in autocommit mode.
+    """
+    promised = raw.info.backend_pid
+    return bool(raw.execute("SELECT pg_backend_pid()").fetchone()[0] != promised)
