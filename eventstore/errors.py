@@ -17,6 +17,7 @@ EventStoreError
 │   ├── CorruptEventError           the bytes are not a payload of its type
 │   ├── UnknownEventError           no class has that stored name
 │   └── NewerEventError             it was written by a later version of its class
+├── RowNotFoundError             a projection changed a row that is not there
 ├── SchemaError                  the database's tables are not those of this library
 │   ├── SchemaMissingError
 │   ├── SchemaOutdatedError
@@ -25,7 +26,20 @@ EventStoreError
 │   ├── LogLockedError              a lock was not had in time; nothing was written
 │   ├── LogReadOnlyError            it cannot be written to; nothing was written
 │   ├── LogUnavailableError         it went away; `.outcome` says what became of the append
-│   └── LogStalledError             a reader waits for a writer that does not end
+│   ├── LogStalledError             a reader waits for a writer that does not end
+│   └── CheckpointAheadError        a checkpoint lies beyond the end of the log
+├── FollowerError                about one follower of the log: a projection or an event handler
+│   ├── ProjectionChangedError      its code changed and its version did not
+│   ├── ProjectionOutdatedError     its tables are those of another version: rebuild it
+│   ├── ShardsChangedError          it was split in another way, and is in the middle of the log
+│   ├── TableTakenError             a table of that name is there, and is not its own
+│   ├── HandlerError                a handler failed on an event
+│   ├── ParkedEventsError           it has parked events, which have to be dealt with first
+│   ├── NotInStepError              an append would pass by a projection that runs in step
+│   ├── LeaseLostError              another worker has taken over; nothing was written
+│   ├── NotCaughtUpError            it did not reach a position in time
+│   ├── RebuildRunningError         somebody else rebuilds it at this moment
+│   └── RebuildDiffersError         rebuilt tables are not what the living ones are
 └── StoreClosedError             the store was closed
 """
 
@@ -238,6 +252,17 @@ class NewerEventError(StoredEventError):
         )
 
 
+class RowNotFoundError(EventStoreError, LookupError):
+    """A projection changed a row that is not there: `.key` of `.table` (the table's name)."""
+
+    def __init__(self, table: str, key: object) -> None:
+        self.table = table
+        self.key = key
+        super().__init__(
+            f"table {table!r} has no row {key!r} to update or add to: insert or put it first"
+        )
+
+
 class SchemaError(EventStoreError):
     """The database's tables are not those of this library.
 
@@ -305,6 +330,194 @@ class LogStalledError(LogError):
             f"after {seconds:g} s the log past position {position} is still uncertain, because "
             f"of open transactions that append: {'; '.join(writers)}. End them, or read again "
             "with a longer read_timeout"
+        )
+
+
+class CheckpointAheadError(LogError):
+    """A checkpoint lies beyond the end of the log, so the log is not the one it was made from.
+
+    An older log was restored, or it is another one: going on would skip what is appended next.
+    `.position` is the checkpoint, `.head` the log's last position.
+    """
+
+    def __init__(self, position: int, head: int) -> None:
+        self.position = position
+        self.head = head
+        super().__init__(
+            f"position {position} lies beyond the end of the log ({head}): was an older log "
+            "restored? Begin again from a position that is there (a projection: rebuild it)"
+        )
+
+
+class FollowerError(EventStoreError):
+    """About the follower of the log that is called `.follower`."""
+
+    follower: str
+
+
+class ProjectionChangedError(FollowerError):
+    """A projection's handlers or tables changed, and its version did not. Nothing was written.
+
+    `.version` is the version that both bear.
+    """
+
+    def __init__(self, follower: str, version: int) -> None:
+        self.follower = follower
+        self.version = version
+        super().__init__(
+            f"the handlers or tables of projection {follower!r} are not those that have built its "
+            f"tables, and both are version {version}: raise its `version` and rebuild it "
+            "(store.rebuild); or, if the change makes no difference to any row, say so "
+            "(store.accept)"
+        )
+
+
+class ProjectionOutdatedError(FollowerError):
+    """The tables of a projection are those of another version than the code's.
+
+    `.found` is the version of the tables, `.required` that of the code.
+    """
+
+    def __init__(self, follower: str, found: int, required: int) -> None:
+        self.follower = follower
+        self.found = found
+        self.required = required
+        advice = (
+            "rebuild it: store.rebuild, or the command eventstore rebuild"
+            if found < required
+            else "newer code has rebuilt it: deploy that code here too"
+        )
+        super().__init__(
+            f"the tables of projection {follower!r} are of version {found} and this program has "
+            f"version {required}: {advice}"
+        )
+
+
+class ShardsChangedError(FollowerError):
+    """A follower's shards were changed while it was in the middle of the log.
+
+    `.found` is how many there are, `.required` how many the class declares.
+    """
+
+    def __init__(self, follower: str, found: int, required: int) -> None:
+        self.follower = follower
+        self.found = found
+        self.required = required
+        super().__init__(
+            f"{follower!r} has {found} shards at different positions and its class declares "
+            f"{required}: stop its workers, bring it up to date once with shards={found} "
+            "(store.catch_up), then change the number; or rebuild it"
+        )
+
+
+class TableTakenError(FollowerError):
+    """A table of the name `.table` is there, and no projection has made it."""
+
+    def __init__(self, follower: str, table: str) -> None:
+        self.follower = follower
+        self.table = table
+        super().__init__(
+            f"projection {follower!r} cannot make its table {table!r}: there is one of that name "
+            "which it does not own; rename either, or drop that one if it is a leftover"
+        )
+
+
+class HandlerError(FollowerError):
+    """A handler failed on an event; its own exception is the cause (`__cause__`).
+
+    `.stream`, `.version`, `.position` and `.event_type` say which event it was.
+    """
+
+    def __init__(
+        self, follower: str, stream: str, version: int, position: int, event_type: str, reason: str
+    ) -> None:
+        self.follower = follower
+        self.stream = stream
+        self.version = version
+        self.position = position
+        self.event_type = event_type
+        super().__init__(
+            f"{follower!r} failed on {event_type}, version {version} of {stream!r} "
+            f"(position {position}): {reason}"
+        )
+
+
+class ParkedEventsError(FollowerError):
+    """The follower has parked events, which have to be retried or discarded first."""
+
+    def __init__(self, follower: str) -> None:
+        self.follower = follower
+        super().__init__(
+            f"{follower!r} has parked events (store.parked): retry or discard them, then bring it "
+            "up to date, before it can run in step with appends"
+        )
+
+
+class NotInStepError(FollowerError):
+    """A projection runs in step with appends, and not in this store. Nothing was written."""
+
+    def __init__(self, follower: str) -> None:
+        self.follower = follower
+        super().__init__(
+            f"projection {follower!r} runs in step with appends, and this program appends without "
+            "it: open the store with EventStore(..., in_step=[...]), or let it follow the log "
+            "again (store.leave_step)"
+        )
+
+
+class LeaseLostError(FollowerError):
+    """Another worker has taken over the shard; nothing was written. `.epoch` is the lost one."""
+
+    def __init__(self, follower: str, shard: int, epoch: int) -> None:
+        self.follower = follower
+        self.shard = shard
+        self.epoch = epoch
+        super().__init__(
+            f"shard {shard} of {follower!r} is no longer this worker's (its epoch was {epoch}): "
+            "the lease ran out, or a rebuild has replaced the tables; nothing was written"
+        )
+
+
+class NotCaughtUpError(FollowerError, TimeoutError):
+    """A follower did not reach a position in time. `.position` is where it is."""
+
+    def __init__(self, follower: str, position: int, wanted: int, seconds: float) -> None:
+        self.follower = follower
+        self.position = position
+        self.wanted = wanted
+        super().__init__(
+            f"after {seconds:g} s {follower!r} is at position {position} and not yet at {wanted}: "
+            "is a worker running (store.run, or store.catch_up)? store.status tells"
+        )
+
+
+class RebuildRunningError(FollowerError):
+    """Somebody else rebuilds the projection at this moment: `.owner`."""
+
+    def __init__(self, follower: str, owner: str) -> None:
+        self.follower = follower
+        self.owner = owner
+        super().__init__(
+            f"projection {follower!r} is being rebuilt by {owner}: wait for it; if that process "
+            "has died, its lease ends by itself, and another rebuild goes on from there"
+        )
+
+
+class RebuildDiffersError(FollowerError):
+    """Rebuilt tables are not what the living ones are; these stay as they are.
+
+    `.differences` is a sequence of rows: see `eventstore.projections.Difference`.
+    """
+
+    def __init__(self, follower: str, differences: tuple[Any, ...], more: bool) -> None:
+        self.follower = follower
+        self.differences = differences
+        self.more = more
+        shown = "; ".join(str(difference) for difference in differences[:3])
+        count = f"more than {len(differences)}" if more else str(len(differences))
+        super().__init__(
+            f"{count} rows of projection {follower!r} would change, so its tables were left as "
+            f"they are: {shown}; rebuild without verify to accept the new rows"
         )
 
 

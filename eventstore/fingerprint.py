@@ -1,6 +1,7 @@
 """Fingerprints: a digest of everything that a fold's outcome depends on.
 
-A snapshot is used only by code of the same fingerprint. It covers the state's schema and defaults,
+A snapshot is used only by code of the same fingerprint, and a read model is followed only by code
+of the fingerprint that has built it. It covers the state's schema and defaults,
 the schemas and upcasters of the handled events, and the bytecode of the handlers with whatever
 functions, constants, modules and classes of the same package they name. Erring on one side only is
 the aim: a changed fingerprint costs a replay, and an unchanged one must not hide a changed handler.
@@ -13,17 +14,29 @@ import hashlib
 import json
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from datetime import date, time, timedelta
+from decimal import Decimal
+from enum import Enum
+from fractions import Fraction
 from types import CodeType, FunctionType, ModuleType
-from typing import Any, Final, get_args, get_type_hints
+from typing import TYPE_CHECKING, Any, Final, get_args, get_type_hints
+from uuid import UUID
 
 import msgspec
+from sqlalchemy.exc import SQLAlchemyError
 
 from eventstore.event import Event, event_classes
 from eventstore.state import Stateful, state_type
 
+if TYPE_CHECKING:
+    from sqlalchemy import Table
+
+    from eventstore.handlers import Handlers
+
 _FORMAT: Final = f"1 python {sys.version_info[0]}.{sys.version_info[1]}"
 _ADDRESS: Final = re.compile(r" at 0x[0-9a-fA-F]+")
+_CONSTANTS: Final = (Decimal, Fraction, Enum, date, time, timedelta, UUID, re.Pattern)
 _SCALARS: Final = (int, float, complex, str, bytes, bool, type(None))
 
 
@@ -41,6 +54,46 @@ def fingerprint(cls: type[Stateful]) -> bytes:
         parts += walk.function(handler)
     for hint in (state_type(cls), *(event_type for event_type, _ in _handled(cls))):
         parts += walk.fields(hint)
+    return _digest(parts)
+
+
+def read_model_fingerprint(cls: type, handlers: Handlers, tables: Iterable[Table]) -> str:
+    """Text that changes when the rows that `cls` makes of its events may.
+
+    Unlike a snapshot, a read model is costly to make anew, and one that does not fit is refused.
+    So only what is written down in code counts, not the values that objects have at run time; nor
+    do side effects. Bytecode is Python's own: what stands before the colon is its version, and
+    fingerprints of different versions cannot be compared.
+    """
+    walk = _Walk(cls, values=False)
+    parts = [_described(table) for table in tables]
+    for event_type, handler in sorted(handlers.declared.items(), key=_event_name):
+        parts += [event_type.__event_name__, str(event_type.__event_version__)]
+        parts += [_schema(event_type), *walk.members(event_type, stop=Event)]
+        parts += walk.function(handler)
+    return f"{sys.implementation.cache_tag}:{_digest(parts).hex()}"
+
+
+def comparable(one: str, other: str) -> bool:
+    """Whether two fingerprints of read models come of the same version of Python."""
+    return one.partition(":")[0] == other.partition(":")[0]
+
+
+def _described(table: Table) -> str:
+    from sqlalchemy.schema import CreateIndex, CreateTable
+
+    try:
+        indexes = sorted(table.indexes, key=lambda index: str(index.name))
+        return " ".join([str(CreateTable(table)), *(str(CreateIndex(each)) for each in indexes)])
+    except SQLAlchemyError:  # a type of one database, which no other one can spell
+        return _ADDRESS.sub("", repr(table))
+
+
+def _event_name(item: tuple[type[Event], Any]) -> str:
+    return item[0].__event_name__
+
+
+def _digest(parts: Iterable[str]) -> bytes:
     digest = hashlib.blake2b(digest_size=16)
     for part in parts:
         digest.update(part.encode("utf-8", "surrogatepass"))
@@ -55,7 +108,7 @@ def _handled(cls: type[Stateful]) -> list[tuple[type[Event], Any]]:
         handler = cls.__handlers__.find(event_type)
         if handler is not None:
             found.setdefault(event_type, handler)
-    return sorted(found.items(), key=lambda item: item[0].__event_name__)
+    return sorted(found.items(), key=_event_name)
 
 
 def _schema(cls: type) -> str:
@@ -68,8 +121,10 @@ def _schema(cls: type) -> str:
 class _Walk:
     """Walks code from function to function, each once; yields text that stands for it."""
 
-    def __init__(self, cls: type) -> None:
+    def __init__(self, cls: type, *, values: bool = True) -> None:
+        """`values` says whether objects count by what they hold at this moment."""
         self._class = cls
+        self._values = values
         self._package = cls.__module__.partition(".")[0]
         # What self.name and super().name may mean is looked up by name: no need of all members.
         self._seen: set[object] = set(cls.__mro__)
@@ -177,6 +232,8 @@ class _Walk:
             yield from self.value((value.func, value.args, value.keywords))
         else:  # a Decimal, an enum's member, a dataclass: its repr tells its value
             yield from self.value(type(value))
+            if not self._values and not isinstance(value, _CONSTANTS):
+                return
             try:
                 yield _ADDRESS.sub("", repr(value))
             except Exception:

@@ -14,6 +14,7 @@ E_co = TypeVar("E_co", bound=Event, covariant=True)
 Owner = TypeVar("Owner")
 
 _HANDLES: Final = "__handles__"
+_SIDE_EFFECT: Final = "__side_effect__"
 
 
 class _Marker(Protocol, Generic[E_co]):
@@ -28,16 +29,21 @@ class _Marker(Protocol, Generic[E_co]):
     ) -> Callable[[Owner, Any, RecordedEvent], None]: ...
 
 
-def on(event_type: type[E]) -> _Marker[E]:
+def on(event_type: type[E], *, side_effect: bool = False) -> _Marker[E]:
     """Declare that a method handles an event: `@on(MoneyDeposited)`.
 
     A handler for a base class takes the events of its subclasses that have no handler of their
     own. A projection's handler may take the RecordedEvent as a second argument. A type checker
     reports a handler whose parameter is not the event that it is declared for.
+
+    In a TableProjection an event may have one more handler, a `side_effect`: it runs after the
+    other one as the projection follows the log, and not in a rebuild, nor when the past is read.
     """
 
     def mark(handler: Any) -> Any:
         setattr(handler, _HANDLES, (*getattr(handler, _HANDLES, ()), event_type))
+        if side_effect:
+            setattr(handler, _SIDE_EFFECT, True)
         return handler
 
     return mark
@@ -46,33 +52,40 @@ def on(event_type: type[E]) -> _Marker[E]:
 class Handlers:
     """The handlers of one class: event class to function.
 
-    `takes_record` says which functions want the RecordedEvent too.
+    `effects` are those that are marked as side effects, `declared` all others; `takes_record` says
+    which functions want the RecordedEvent too.
     """
 
-    __slots__ = ("_found", "declared", "takes_record")
+    __slots__ = ("_found", "declared", "effects", "takes_record")
 
-    def __init__(self, cls: type, *, may_take_record: bool) -> None:
+    def __init__(self, cls: type, *, may_take_record: bool, may_have_effects: bool = False) -> None:
         """Raises DefinitionError, which names the class and the method."""
         owner = f"{cls.__module__}.{cls.__qualname__}"
         self.declared: dict[type[Event], Callable[..., None]] = {}
+        self.effects: dict[type[Event], Callable[..., None]] = {}
         self.takes_record: set[Callable[..., None]] = set()
-        names: dict[type[Event], str] = {}
+        names: dict[tuple[type[Event], bool], str] = {}
         for method, event_type in _marked(cls):
             if not (isinstance(event_type, type) and issubclass(event_type, Event)):
                 raise DefinitionError(
                     owner, f"@on({event_type!r}) needs a subclass of Event", member=method
                 )
-            if names.setdefault(event_type, method) != method:
+            function = getattr(cls, method)  # by name, so that a subclass may override it
+            effect = getattr(function, _SIDE_EFFECT, False)
+            if effect and not may_have_effects:
+                raise DefinitionError(
+                    owner, "side_effect=True is for a TableProjection's handlers", member=method
+                )
+            if names.setdefault((event_type, effect), method) != method:
                 raise DefinitionError(
                     owner,
-                    f"{event_type.__name__} is handled by {names[event_type]} already; "
+                    f"{event_type.__name__} is handled by {names[event_type, effect]} already; "
                     "one event has one handler",
                     member=method,
                 )
-            function = getattr(cls, method)  # by name, so that a subclass may override it
             if _arguments(owner, method, function, may_take_record) == 3:
                 self.takes_record.add(function)
-            self.declared[event_type] = function
+            (self.effects if effect else self.declared)[event_type] = function
         self._found: dict[type[Event], Callable[..., None] | None] = dict(self.declared)
 
     def find(self, event_type: type[Event]) -> Callable[..., None] | None:
@@ -83,6 +96,10 @@ class Handlers:
             found = next((self.declared[c] for c in event_type.__mro__ if c in self.declared), None)
             self._found[event_type] = found
             return found
+
+    def effect(self, event_type: type[Event]) -> Callable[..., None] | None:
+        """The side effect of the class itself or of its nearest base; None if there is none."""
+        return next((self.effects[c] for c in event_type.__mro__ if c in self.effects), None)
 
 
 def _marked(cls: type) -> list[tuple[str, Any]]:
@@ -98,7 +115,7 @@ def _marked(cls: type) -> list[tuple[str, Any]]:
 
 def _arguments(owner: str, method: str, function: Any, may_take_record: bool) -> int:
     if inspect.iscoroutinefunction(function):
-        raise DefinitionError(owner, "a handler is pure and cannot be async", member=method)
+        raise DefinitionError(owner, "a handler cannot be async", member=method)
     try:
         parameters = inspect.signature(function).parameters.values()
     except (TypeError, ValueError):

@@ -23,17 +23,18 @@ from eventstore.errors import (
     WrongExpectedVersionError,
 )
 from eventstore.fold import Fold
+from eventstore.following_store import FollowingStore
 from eventstore.log import base
 from eventstore.log.base import ANY, Bounds, Expected, Log
 from eventstore.log.opening import Durability
 from eventstore.names import StreamPattern, check_idempotency_key
+from eventstore.projections.table_projection import TableProjection
 from eventstore.snapshots import AggregateCache, crosses, state_codec
 from eventstore.state import state_fields
 from eventstore.stream_store import (
     EVERYTHING,
     PAGE,
     Joinable,
-    StreamStore,
     bounds_at,
     joined_connection,
     micros_of,
@@ -47,7 +48,7 @@ R = TypeVar("R")
 logger = logging.getLogger(__name__)
 
 
-class EventStore(StreamStore):
+class EventStore(FollowingStore):
     """Aggregates and streams on a durable log. Safe for threads; open one per database.
 
     `target` is a URL (`sqlite:///file.db`, `sqlite://` for memory, `postgresql://...`), a
@@ -63,6 +64,8 @@ class EventStore(StreamStore):
     - `max_attempts`: how often `transact` tries before it gives a conflict to its caller.
     - `clock`: the source of `recorded_at`, for tests; the machine's (SQLite) or the server's
       (PostgreSQL) by default.
+    - `in_step`: projections that run in the transaction of each append, so that their tables
+      are never behind. Every program that appends has to open the store with them.
     - `migrate`: whether to bring the tables up to date. By default a SQLite file migrates itself,
       and PostgreSQL is refused until `eventstore migrate URL` has been run.
     - `notify`: whether to tell readers that wait in other processes when something was appended
@@ -85,6 +88,7 @@ class EventStore(StreamStore):
         clock: Callable[[], datetime] | None = None,
         migrate: bool | None = None,
         notify: bool = True,
+        in_step: Iterable[type[TableProjection]] = (),
     ) -> None:
         if max_attempts < 1:
             raise InvalidArgumentError("max_attempts", max_attempts, "use a whole number from 1")
@@ -99,6 +103,7 @@ class EventStore(StreamStore):
             notify=notify,
         )
         self._max_attempts = max_attempts
+        self._follow(list(in_step))
         self._folds: dict[type[Aggregate], Fold] = {}
         self._cache = AggregateCache(cache) if cache > 0 else None
 
@@ -145,7 +150,7 @@ class EventStore(StreamStore):
             )
             for aggregate in changed
         ]
-        receipts = self.log.append(
+        receipts = self._append(
             writes, key=key, recorded_at=micros_of(recorded_at), connection=joined
         )
         if key is not None and not self._is_ours(writes[0], receipts[0], joined):

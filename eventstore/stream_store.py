@@ -24,6 +24,7 @@ from eventstore.log.opening import Durability
 from eventstore.moments import from_micros, to_micros
 from eventstore.names import check_idempotency_key, check_stream_name
 from eventstore.streams import Cut, Receipt, StreamInfo, Write
+from eventstore.subscriptions import Subscription
 
 if TYPE_CHECKING:
     from sqlalchemy.orm import Session, scoped_session
@@ -107,7 +108,7 @@ class StreamStore:
         if idempotency_key is not None:
             check_idempotency_key(idempotency_key)
         carried = metadata.current()
-        receipts = self.log.append(
+        receipts = self._append(
             [
                 base.Write(
                     check_stream_name(write.stream),
@@ -129,12 +130,25 @@ class StreamStore:
         WrongExpectedVersionError, StreamNotFoundError, StreamDeletedError, LogError.
         """
         try:
-            receipt = self.log.delete(check_stream_name(stream), expected)
+            receipt = self._delete(check_stream_name(stream), expected)
         except WrongExpectedVersionError as error:
             if error.actual == 0:
                 raise StreamNotFoundError(stream) from error
             raise
         return _receipt(receipt)
+
+    def _append(
+        self,
+        writes: Sequence[base.Write],
+        *,
+        key: str | None,
+        recorded_at: int | None,
+        connection: Connection | None,
+    ) -> tuple[base.Receipt, ...]:
+        return self.log.append(writes, key=key, recorded_at=recorded_at, connection=connection)
+
+    def _delete(self, stream: str, expected: Expected) -> base.Receipt:
+        return self.log.delete(stream, expected)
 
     def read(
         self,

@@ -297,11 +297,14 @@ class Log(Protocol):
     def delete_snapshots(self, stream: str | None = None) -> int:
         """Throw away the snapshots of a stream, or all; how many there were."""
 
-    def transaction(self) -> AbstractContextManager[Connection]:
+    def transaction(
+        self, connection: Connection | None = None
+    ) -> AbstractContextManager[Connection]:
         """A transaction that writes, for tables beside the log's own.
 
-        The end of the block commits; an error in it rolls back. The driver's own failures leave
-        it as LogError, with their cause; any other error as it is.
+        On a new connection, or on one that has no transaction yet. The end of the block commits; an
+        error in it rolls back. The driver's own failures leave it as LogError, with their cause;
+        any other error as it is.
         """
 
     def close(self) -> None:

@@ -436,9 +436,11 @@ class SqlLog(ABC):
             self._execute(cursor, statement, {"stream": stream})
             return int(cursor.rowcount)
 
-    def transaction(self) -> contextlib.AbstractContextManager[Connection]:
+    def transaction(
+        self, connection: Connection | None = None
+    ) -> contextlib.AbstractContextManager[Connection]:
         self._check_open()
-        return transaction(self.engine)
+        return transaction(self.engine if connection is None else connection)
 
     # --- plumbing ------------------------------------------------------------------------------
 

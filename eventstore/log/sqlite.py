@@ -216,9 +216,9 @@ class SqliteLog(SqlLog):
         return json.dumps(list(values))
 
     @contextlib.contextmanager
-    def transaction(self) -> Iterator[Connection]:
-        with self._turn, super().transaction() as connection:
-            yield connection
+    def transaction(self, connection: Connection | None = None) -> Iterator[Connection]:
+        with self._turn, super().transaction(connection) as joined:
+            yield joined
 
     def watch(self) -> SqliteWatch:
         return SqliteWatch(self.engine, self.signal)

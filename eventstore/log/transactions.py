@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 from collections.abc import Iterator
 from typing import Any, Literal
 
-from sqlalchemy import Connection, Engine
+from sqlalchemy import BigInteger, Connection, Engine, func, literal, select
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
@@ -16,17 +17,23 @@ Outcome = Literal["not written", "unknown"]
 
 
 @contextlib.contextmanager
-def transaction(engine: Engine) -> Iterator[Connection]:
+def transaction(target: Engine | Connection) -> Iterator[Connection]:
     """A transaction that writes; the end of the block commits, an error in it rolls back.
 
     Raises LogError for what the driver raises; `outcome` is "unknown" where the commit failed.
     """
-    with own_errors(engine), engine.connect() as connection:
-        if engine.dialect.name == "postgresql":
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(own_errors(target))
+        connection = stack.enter_context(target.connect()) if isinstance(target, Engine) else target
+        if target.dialect.name == "postgresql":
             # An engine in autocommit mode would commit each statement.
             connection.execution_options(isolation_level="READ COMMITTED")
         begin_writing(connection)
-        yield connection
+        try:
+            yield connection
+        except BaseException:
+            connection.rollback()
+            raise
         with own_errors(connection, "unknown"):
             connection.commit()
 
@@ -71,3 +78,21 @@ def translated(
     # Without the server's own code for it, it is the connection that failed.
     lost = error.connection_invalidated or cause.sqlstate is None
     return postgres.translated(cause, lost, outcome)
+
+
+@contextlib.contextmanager
+def reading(engine: Engine) -> Iterator[Connection]:
+    """A connection on which each statement stands for itself. Raises LogError."""
+    with own_errors(engine), engine.connect() as connection:
+        yield connection.execution_options(isolation_level="AUTOCOMMIT")
+
+
+def lock_name(connection: Connection, name: str, *, shared: bool = False) -> None:
+    """Hold a name until the transaction ends: alone, or with others that share it.
+
+    On SQLite a transaction that writes is alone anyhow.
+    """
+    if connection.dialect.name == "postgresql":
+        key = int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), signed=True)
+        lock = func.pg_advisory_xact_lock_shared if shared else func.pg_advisory_xact_lock
+        connection.execute(select(lock(literal(key, BigInteger))))

@@ -21,6 +21,7 @@ from eventstore import (
     NO_STREAM,
     STREAM_EXISTS,
     Aggregate,
+    Difference,
     Event,
     EventStore,
     EventStoreError,
@@ -965,6 +966,20 @@ def _errors() -> dict[str, EventStoreError]:
         eventstore.LogUnavailableError("p", "unknown"),
         eventstore.LogStalledError(5, ("process 1",), 2.0),
         StoreClosedError(),
+        eventstore.CheckpointAheadError(9, 5),
+        eventstore.FollowerError("about"),
+        eventstore.HandlerError("Balances", "s/1", 2, 7, "t", "ValueError: no"),
+        eventstore.LeaseLostError("Balances", 0, 3),
+        eventstore.NotCaughtUpError("Balances", 5, 9, 1.5),
+        eventstore.NotInStepError("Balances"),
+        eventstore.ParkedEventsError("Balances"),
+        eventstore.ProjectionChangedError("Balances", 2),
+        eventstore.ProjectionOutdatedError("Balances", 1, 2),
+        eventstore.RebuildDiffersError("Balances", (Difference("t", None, {"a": 1}),), True),
+        eventstore.RebuildRunningError("Balances", "a worker"),
+        eventstore.RowNotFoundError("balances", ("alice",)),
+        eventstore.ShardsChangedError("Balances", 2, 3),
+        eventstore.TableTakenError("Balances", "balances"),
     ]
     return {f"{number}-{type(error).__name__}": error for number, error in enumerate(made)}
 

@@ -1,4 +1,4 @@
-"""The tour runs, as a program of its own, on every database."""
+"""The tour, which is the contract of the public API, runs as a program on every database."""
 
 import subprocess
 import sys

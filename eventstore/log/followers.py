@@ -1,0 +1,240 @@
+"""Followers as the database knows them: checkpoints, leases and who is ready to work.
+
+A shard of a follower is a row. Whoever works on it holds a lease on that row, and each new lease
+raises the row's epoch. A checkpoint moves only for the owner of the present epoch, in the same
+transaction as the work; so a worker that was stopped for longer than its lease, and comes back,
+cannot write. Nothing is held by a database session, so a pooling proxy may stand between.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
+
+from sqlalchemy import (
+    BigInteger,
+    Connection,
+    delete,
+    func,
+    insert,
+    literal,
+    literal_column,
+    select,
+    update,
+)
+
+from eventstore import moments
+from eventstore.errors import LeaseLostError
+from eventstore.log.base import Log
+from eventstore.log.tables import REBUILD, followers, parked, workers
+from eventstore.log.transactions import reading
+
+_c = followers.c
+
+
+class Checkpoint(NamedTuple):
+    """One shard of a follower as it is stored. Times are in microseconds since the epoch."""
+
+    name: str
+    shard: int
+    shards: int
+    version: int
+    fingerprint: str
+    tables: str
+    in_step: bool
+    position: int
+    handled: int
+    rate: float
+    advanced_at: int
+    epoch: int
+    owner: str | None
+    expires_at: int
+
+
+class Followers:
+    """The followers of one log."""
+
+    def __init__(self, log: Log) -> None:
+        self._log = log
+        self._is_postgres = log.engine.dialect.name == "postgresql"
+
+    # --- what there is -------------------------------------------------------------------------
+
+    def find(self, name: str, connection: Connection | None = None) -> list[Checkpoint]:
+        """The shards of a follower, in order; none if nobody has started it yet."""
+        query = select(followers).where(_c.name == name, _c.shard != REBUILD).order_by(_c.shard)
+        return self._read(query, connection)
+
+    def every(self) -> list[Checkpoint]:
+        """All shards of all followers, and rebuilds that are under way."""
+        return self._read(select(followers).order_by(_c.name, _c.shard), None)
+
+    def in_step(self, connection: Connection | None = None) -> set[str]:
+        """The projections that run in step with appends."""
+        return {row[0] for row in self._rows(select(_c.name).where(_c.in_step), connection)}
+
+    def rebuild(self, name: str, connection: Connection | None = None) -> Checkpoint | None:
+        """The rebuild of a projection that is under way, or was interrupted."""
+        query = select(followers).where(_c.name == name, _c.shard == REBUILD)
+        return next(iter(self._read(query, connection)), None)
+
+    def positions(self, name: str, connection: Connection | None = None) -> list[int]:
+        """How far each shard is."""
+        query = select(_c.position).where(_c.name == name, _c.shard != REBUILD)
+        return [row[0] for row in self._rows(query, connection)]
+
+    def add(self, connection: Connection, rows: Iterable[Checkpoint]) -> None:
+        """Store new rows."""
+        connection.execute(insert(followers), [row._asdict() for row in rows])
+
+    def remove(self, connection: Connection, name: str, *, rebuild: bool = False) -> None:
+        """Remove a follower's shards, or its rebuild, with what is parked there."""
+        shard, parked_shard = _c.shard == REBUILD, parked.c.shard == REBUILD
+        if not rebuild:
+            shard, parked_shard = ~shard, ~parked_shard
+        connection.execute(delete(followers).where(_c.name == name, shard))
+        connection.execute(delete(parked).where(parked.c.follower == name, parked_shard))
+
+    def lock(self, connection: Connection, name: str) -> list[Checkpoint]:
+        """The shards of a follower, which nobody moves until the transaction ends."""
+        query = select(followers).where(_c.name == name, _c.shard != REBUILD)
+        query = query.order_by(_c.shard).with_for_update()
+        return self._read(query, connection)
+
+    def set(self, connection: Connection, name: str, **values: Any) -> None:
+        """Set columns of all shards of a follower. Whoever holds a lease has lost it."""
+        connection.execute(
+            update(followers)
+            .where(_c.name == name, _c.shard != REBUILD)
+            .values(epoch=_c.epoch + 1, owner=None, expires_at=0, **values)
+        )
+
+    # --- leases --------------------------------------------------------------------------------
+
+    def claim(
+        self,
+        name: str,
+        shard: int,
+        owner: str,
+        seconds: float,
+        *,
+        dead: str | None = None,
+        connection: Connection | None = None,
+    ) -> Checkpoint | None:
+        """Take a shard that nobody holds, or whose lease has run out; None if it is held.
+
+        `dead` is an owner of whom it is known that he does not live any more.
+        """
+        free = (_c.owner.is_(None)) | (_c.owner.in_((owner, dead))) | (_c.expires_at < self._now())
+        statement = (
+            update(followers)
+            .where(_c.name == name, _c.shard == shard, free)
+            .values(epoch=_c.epoch + 1, owner=owner, expires_at=self._in(seconds))
+            .returning(followers)
+        )
+        with self._joined(connection) as joined:
+            row = joined.execute(statement).first()
+        return None if row is None else Checkpoint(*row)
+
+    def renew(
+        self, lease: Checkpoint, seconds: float, connection: Connection | None = None
+    ) -> None:
+        """Lengthen a lease. Raises LeaseLostError."""
+        statement = update(followers).where(*_held(lease)).values(expires_at=self._in(seconds))
+        with self._joined(connection) as joined:
+            if joined.execute(statement).rowcount != 1:
+                raise LeaseLostError(lease.name, lease.shard, lease.epoch)
+
+    def release(self, lease: Checkpoint) -> None:
+        """Give a lease back, if it is still held."""
+        statement = update(followers).where(*_held(lease)).values(owner=None, expires_at=0)
+        with self._log.transaction() as connection:
+            connection.execute(statement)
+
+    def advance(
+        self,
+        connection: Connection,
+        lease: Checkpoint,
+        to: int,
+        *,
+        handled: int = 0,
+        rate: float | None = None,
+        seconds: float,
+    ) -> Checkpoint:
+        """Move a checkpoint in the transaction of the work that it stands for; the lease goes on.
+
+        Raises LeaseLostError if the shard is no longer this owner's: then that work must not be
+        committed.
+        """
+        rate = lease.rate if rate is None else rate
+        statement = (
+            update(followers)
+            .where(*_held(lease), _c.position == lease.position)
+            .values(
+                position=to,
+                handled=_c.handled + handled,
+                rate=rate,
+                advanced_at=self._now(),
+                expires_at=self._in(seconds),
+            )
+        )
+        if connection.execute(statement).rowcount != 1:
+            raise LeaseLostError(lease.name, lease.shard, lease.epoch)
+        return lease._replace(position=to, handled=lease.handled + handled, rate=rate)
+
+    # --- who is ready to work --------------------------------------------------------------------
+
+    def enlist(self, name: str, worker: str, seconds: float) -> int:
+        """Say that a worker is ready to take shards of a follower; how many are, in all."""
+        c = workers.c
+        now, until = self._now(), self._in(seconds)
+        mine = (c.follower == name) & (c.worker == worker)
+        with self._log.transaction() as connection:
+            if not connection.execute(
+                update(workers).where(mine).values(expires_at=until)
+            ).rowcount:
+                values = {"follower": name, "worker": worker, "expires_at": until}
+                connection.execute(insert(workers).values(values))
+            connection.execute(delete(workers).where(c.follower == name, c.expires_at < now))
+            ready = select(func.count()).select_from(workers).where(c.follower == name)
+            return connection.execute(ready).scalar_one()
+
+    def retire(self, worker: str) -> None:
+        """Say that a worker is ready no longer."""
+        with self._log.transaction() as connection:
+            connection.execute(delete(workers).where(workers.c.worker == worker))
+
+    # --- plumbing ------------------------------------------------------------------------------
+
+    def _joined(
+        self, connection: Connection | None
+    ) -> contextlib.AbstractContextManager[Connection]:
+        return self._log.transaction() if connection is None else contextlib.nullcontext(connection)
+
+    def _now(self) -> Any:
+        # The one clock that all machines share; on SQLite there is only this one.
+        if self._is_postgres:
+            return literal_column("(extract(epoch FROM clock_timestamp()) * 1000000)::bigint")
+        return literal(moments.now(), BigInteger)
+
+    def _in(self, seconds: float) -> Any:
+        return self._now() + literal(int(seconds * 1_000_000), BigInteger)
+
+    def _read(self, query: Any, connection: Connection | None) -> list[Checkpoint]:
+        return [Checkpoint(*row) for row in self._rows(query, connection)]
+
+    def _rows(self, query: Any, connection: Connection | None) -> Sequence[Any]:
+        if connection is not None:
+            return connection.execute(query).all()
+        with reading(self._log.engine) as own:
+            return own.execute(query).all()
+
+
+def _held(lease: Checkpoint) -> tuple[Any, ...]:
+    return (
+        _c.name == lease.name,
+        _c.shard == lease.shard,
+        _c.epoch == lease.epoch,
+        _c.owner == lease.owner,
+    )

@@ -1,0 +1,81 @@
+"""Applying pages of events to the tables of a projection, on a connection of the caller's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from sqlalchemy import Connection
+from sqlalchemy.exc import DBAPIError
+
+from eventstore.errors import HandlerError, LogError, LogLockedError, LogUnavailableError
+from eventstore.log.base import Log, Row
+from eventstore.log.transactions import translated
+from eventstore.projections.feed import Feed, Page
+from eventstore.projections.table_projection import TableProjection
+
+#: What passes: the same work may succeed later, and no event is to blame.
+_PASSING = (LogLockedError, LogUnavailableError)
+
+
+class Applier:
+    """Hands events to a projection's handlers and lets what they write be flushed."""
+
+    def __init__(self, projection: TableProjection, feed: Feed) -> None:
+        self._projection = projection
+        self._feed = feed
+
+    def together(self, connection: Connection, page: Page) -> None:
+        """Apply a page, flushed once.
+
+        Raises what a handler or the flush raises; the transaction is then to be rolled back.
+        """
+        with self._projection._writing(connection) as projection:
+            self._feed.apply(projection, page)
+
+    def singly(
+        self, connection: Connection, rows: Sequence[Row], failed: Callable[[Row, Exception], None]
+    ) -> None:
+        """Apply rows one by one, each in a savepoint, and tell which ones failed.
+
+        Such a row has no effect, and the next ones go on. Raises what is no row's fault.
+        """
+        for row in rows:
+            try:
+                with connection.begin_nested():
+                    self.together(connection, (row,))
+            except Exception as error:
+                raise_if_passing(error, connection)
+                failed(row, error)
+
+
+def raise_if_passing(error: Exception, connection: Connection) -> None:
+    """Raise for a failure of the database (a deadlock, a lost connection), return for any other."""
+    own = translated(error, connection.dialect.name) if isinstance(error, DBAPIError) else error
+    if isinstance(own, _PASSING):
+        if own is error:
+            raise error
+        raise own from error
+
+
+def may_be_a_handlers(error: Exception) -> bool:
+    """Whether the failure of a page may be that of a handler, so that another try would fail."""
+    # Of the driver's errors, those that are just LogError: a violated constraint, a wrong type.
+    return not isinstance(error, LogError) or type(error) is LogError
+
+
+def handler_error(log: Log, follower: str, row: Row, error: Exception) -> HandlerError:
+    """The error that says which event a handler failed on."""
+    return HandlerError(
+        follower,
+        row.stream,
+        row.version,
+        row.position,
+        log.event_type(row.type).name,
+        described(error),
+    )
+
+
+def described(error: BaseException) -> str:
+    """An exception in one line, as it is kept with a parked event."""
+    text = f"{type(error).__name__}: {error}".strip().partition("\n")[0]
+    return text[:1000]

@@ -1,0 +1,214 @@
+"""The feed of a class with handlers: the events that it handles, read off the log and handed over.
+
+The hot path of every projection. Where no handler asks for the RecordedEvent, only the columns that
+a fold needs are read, and nothing is made of an event but the event itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import msgspec
+
+from eventstore.codec import Codec, corrupt, decode_as, stored_names
+from eventstore.errors import StoredEventError, UnknownEventError
+from eventstore.event import Event, RecordedEvent, event_class, event_classes
+from eventstore.log.base import Bounds, EventType, Log, Row, Shard, Slim, Wanted
+
+if TYPE_CHECKING:
+    from sqlalchemy import Connection
+
+    from eventstore.handlers import Handlers
+
+#: Events of a page: whole rows where a handler asks for the RecordedEvent.
+Page: TypeAlias = "Sequence[Slim] | Sequence[Row]"
+
+_SlimStep = tuple[Callable[[bytes], Any], Callable[[Any, Any], None]]
+_RowStep = Callable[[Any, Row], None]
+
+
+class Feed:
+    """Reads pages of the events that a class handles, and applies them to an instance of it."""
+
+    def __init__(
+        self,
+        log: Log,
+        codec: Codec,
+        handlers: Handlers,
+        *,
+        categories: Iterable[str] | None = None,
+        shard: Shard | None = None,
+        effects: bool = False,
+    ) -> None:
+        """`effects` says whether handlers that are marked as side effects run too."""
+        self._log = log
+        self._codec = codec
+        self._handlers = handlers
+        self._categories = None if categories is None else list(categories)
+        self._shard = shard
+        self._effects = effects and bool(handlers.effects)
+        self.slim = not handlers.takes_record and not self._effects
+        self._slim_steps = _SlimSteps(self)
+        self._row_steps = _RowSteps(self)
+
+    # --- reading -------------------------------------------------------------------------------
+
+    @property
+    def wanted(self) -> Wanted:
+        """Which events are read: no others are even looked at."""
+        names = [name for cls in self._classes() for name in stored_names(cls)]
+        return Wanted(names, self._categories, self._shard)
+
+    def page(
+        self, after: int, until: Bounds, limit: int, *, connection: Connection | None = None
+    ) -> Page:
+        """The next events past a position, in the order of the log."""
+        read = self._log.scan if self.slim else self._log.read_all
+        return read(after, until, limit=limit, wanted=self.wanted, connection=connection)
+
+    def rows(
+        self, after: int, until: Bounds, limit: int, *, connection: Connection | None = None
+    ) -> Sequence[Row]:
+        """The same as whole rows, for who has to know their streams."""
+        return self._log.read_all(
+            after, until, limit=limit, wanted=self.wanted, connection=connection
+        )
+
+    def _classes(self) -> Iterable[type[Event]]:
+        declared = dict.fromkeys(self._handlers.declared)
+        if self._effects:
+            declared |= dict.fromkeys(self._handlers.effects)
+        if any(cls.__subclasses__() for cls in declared):
+            # A handler of a base class takes what is derived from it, also what is made later.
+            bases = tuple(declared)
+            declared |= dict.fromkeys(c for c in event_classes() if issubclass(c, bases))
+        return declared
+
+    # --- applying ------------------------------------------------------------------------------
+
+    def apply(self, owner: Any, page: Page) -> None:
+        """Hand the events of a page to the owner's handlers, in order.
+
+        Raises StoredEventError, which says where the event is; an exception of a handler passes
+        through with a note that does.
+        """
+        rows: Any = iter(page)
+        try:
+            if self.slim and page and len(page[0]) == len(Slim._fields):
+                steps = self._slim_steps
+                for _, key, data in rows:
+                    decode, handler = steps[key]
+                    handler(owner, decode(data))
+            else:
+                row_steps = self._row_steps
+                for row in rows:
+                    row_steps[row.type](owner, row)
+        except Exception as error:
+            index = len(page) - sum(1 for _ in rows) - 1
+            located = self._located(error, page[index][0])
+            raise located from located.__cause__
+
+    def hand(self, owner: Any, event: Event, record: Callable[[], RecordedEvent]) -> bool:
+        """Hand one event over; False if there is no handler for it."""
+        known: RecordedEvent | None = None
+        handled = False
+        for handler in self._functions(type(event)):
+            handled = True
+            if handler in self._handlers.takes_record:
+                known = known or record()
+                handler(owner, event, known)
+            else:
+                handler(owner, event)
+        return handled
+
+    def record(self, row: Row, event: Event | None = None) -> RecordedEvent:
+        """A row as its handler sees it."""
+        record = self._codec.record(row)
+        record._event = event
+        return record
+
+    def _functions(self, cls: type[Event]) -> list[Callable[..., None]]:
+        """The handlers of an event class, its side effect last."""
+        found = [self._handlers.find(cls)]
+        if self._effects:
+            found.append(self._handlers.effect(cls))
+        return [function for function in found if function is not None]
+
+    def _step(self, key: int) -> tuple[Callable[[bytes], Any], list[Callable[..., None]]]:
+        stored = self._log.event_type(key)
+        cls = self._class(stored)
+        return decode_as(cls, stored), self._functions(cls)
+
+    def _class(self, stored: EventType) -> type[Event]:
+        # The classes of the handlers first: a registry of names may have seen another since.
+        for cls in (*self._handlers.declared, *self._handlers.effects):
+            if stored.name in stored_names(cls):
+                return cls
+        found = event_class(stored.name)
+        if found is None:
+            raise UnknownEventError(stored.name)
+        return found
+
+    def _located(self, error: Exception, position: int) -> Exception:
+        found = self._log.read_all(position - 1, Bounds(position=position), limit=1)
+        if not found:  # deleted meanwhile, with its stream
+            return error
+        row = found[0]
+        if isinstance(error, (msgspec.MsgspecError, UnicodeDecodeError)):
+            cause, error = error, corrupt(self._log.event_type(row.type), error)
+            error.__cause__ = cause
+        if isinstance(error, StoredEventError):
+            error.locate(row.stream, row.version, position)
+        else:
+            name = self._log.event_type(row.type).name
+            error.add_note(
+                f"while handling {name}, version {row.version} of {row.stream!r} "
+                f"(position {position})"
+            )
+        return error
+
+
+class _SlimSteps(dict[int, _SlimStep]):
+    """By type key: how a payload is decoded, and what it is handed to. Filled as types are met."""
+
+    def __init__(self, feed: Feed) -> None:
+        super().__init__()
+        self._feed = feed
+
+    def __missing__(self, key: int) -> _SlimStep:
+        decode, (handler,) = self._feed._step(key)
+        step = self[key] = (decode, handler)
+        return step
+
+
+class _RowSteps(dict[int, _RowStep]):
+    """The same for whole rows."""
+
+    def __init__(self, feed: Feed) -> None:
+        super().__init__()
+        self._feed = feed
+
+    def __missing__(self, key: int) -> _RowStep:
+        feed = self._feed
+        decode, functions = feed._step(key)
+        takes_record = feed._handlers.takes_record
+        if len(functions) == 1:
+            (handler,) = functions
+            if handler in takes_record:
+
+                def step(owner: Any, row: Row) -> None:
+                    event = decode(row.data)
+                    handler(owner, event, feed.record(row, event))
+            else:
+
+                def step(owner: Any, row: Row) -> None:
+                    handler(owner, decode(row.data))
+        else:
+
+            def step(owner: Any, row: Row) -> None:
+                event = decode(row.data)
+                feed.hand(owner, event, lambda: feed.record(row, event))
+
+        self[key] = step
+        return step

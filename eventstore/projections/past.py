@@ -1,0 +1,34 @@
+"""The past of a read model: its tables as they were at a cut of the log, in scratch tables."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Final
+
+from sqlalchemy import Connection
+
+from eventstore.codec import Codec
+from eventstore.log.base import Bounds, Log
+from eventstore.projections.applying import Applier
+from eventstore.projections.feed import Feed
+from eventstore.projections.places import scratch
+from eventstore.projections.table_projection import TableProjection
+
+#: Events a page, at the most.
+_PAGE: Final = 5000
+
+
+@contextlib.contextmanager
+def as_of(
+    log: Log, codec: Codec, cls: type[TableProjection], until: Bounds
+) -> Iterator[Connection]:
+    """A connection on which the projection's tables are those of a cut. See `EventStore.as_of`."""
+    feed = Feed(log, codec, cls.__handlers__, categories=cls.__categories__)
+    applier = Applier(cls(), feed)
+    with scratch(log, cls.__tables__) as connection:
+        after = 0
+        while page := feed.page(after, until, _PAGE):
+            applier.together(connection, page)
+            after = page[-1][0]
+        yield connection
