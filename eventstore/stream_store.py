@@ -212,6 +212,24 @@ class StreamStore:
 
         return self._records(page, "position", after, bounds, limit, backwards)
 
+    def subscribe(
+        self,
+        after: int = 0,
+        *,
+        categories: Iterable[type[Aggregate] | str] | None = None,
+        types: Iterable[type[Event] | str] | None = None,
+    ) -> Subscription:
+        """The events of all streams past a position, and then those that come, until stopped.
+
+            with store.subscribe(after=checkpoint) as subscription:
+                for event in subscription:
+                    ...
+
+        Unlike `read_all` it never raises LogStalledError: it goes on when the open transactions
+        have ended, and `why_stalled` names them meanwhile. Raises CheckpointAheadError, LogError.
+        """
+        return Subscription(self.log, self._codec, after, wanted_events(types, categories))
+
     def _records(
         self,
         page: Callable[[int, Bounds, int], Sequence[base.Row]],
