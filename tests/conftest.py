@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+import pwd
 import shutil
+import subprocess
 import tempfile
+import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +18,9 @@ from sqlalchemy import URL, make_url
 
 from eventstore import schema
 
+NO_PGBOUNCER = (
+    "PgBouncer is not installed, so nothing was tried behind it: apt-get install pgbouncer"
+)
 TEMPLATE = f"eventstore_template_{uuid.uuid4().hex[:8]}"
 
 
@@ -78,6 +84,73 @@ def postgres_url(postgres_server: URL, _template: str) -> Iterator[str]:
 def empty_postgres_url(postgres_server: URL) -> Iterator[str]:
     """A fresh database with nothing in it."""
     yield from _database(postgres_server, "template0")
+
+
+@pytest.fixture(scope="session")
+def _pgbouncer(postgres_server: URL) -> Iterator[Path]:
+    """PgBouncer in transaction mode in front of the server: the folder of its socket."""
+    program = shutil.which("pgbouncer", path=f"{os.environ['PATH']}:/usr/sbin:/usr/local/sbin")
+    if program is None:
+        # In CI it has to be there: see .ci/run.
+        (pytest.fail if os.environ.get("CI") else pytest.skip)(NO_PGBOUNCER)
+    folder = Path(tempfile.mkdtemp(prefix="eventstore-pgbouncer-"))
+    target = {
+        "host": postgres_server.host or postgres_server.query.get("host") or "127.0.0.1",
+        "port": postgres_server.port or postgres_server.query.get("port") or 5432,
+        "user": postgres_server.username or "postgres",
+        "password": postgres_server.password or "",
+    }
+    (folder / "pgbouncer.ini").write_text(
+        f"""[databases]
+* = {" ".join(f"{key}='{value}'" for key, value in target.items() if value != "")}
+[pgbouncer]
+unix_socket_dir = {folder}
+listen_port = 6432
+auth_type = any
+pool_mode = transaction
+default_pool_size = 4
+max_client_conn = 500
+"""
+    )
+    command = [program, str(folder / "pgbouncer.ini")]
+    if os.geteuid() == 0:  # which it refuses to run as
+        user = _unprivileged(str(target["host"]))
+        shutil.chown(folder, user)
+        command[1:1] = ["-u", user]
+    with (folder / "log").open("w") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=log)
+    try:
+        deadline = time.monotonic() + 20
+        while not (folder / ".s.PGSQL.6432").exists():
+            if process.poll() is not None or time.monotonic() > deadline:
+                pytest.fail(f"PgBouncer did not start: {(folder / 'log').read_text()}")
+            time.sleep(0.02)
+        yield folder
+    finally:
+        process.terminate()
+        process.wait(20)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _unprivileged(host: str) -> str:
+    """A user that may connect to the server: the owner of its socket, or else anybody."""
+    owner = Path(host).stat().st_uid if host.startswith("/") else 0
+    return pwd.getpwuid(owner).pw_name if owner else "nobody"
+
+
+@pytest.fixture
+def pgbouncer_url(_pgbouncer: Path, postgres_url: str) -> str:
+    """The database of `postgres_url`, through PgBouncer in transaction mode."""
+    database = make_url(postgres_url).database
+    return f"postgresql://postgres@/{database}?host={_pgbouncer}&port=6432"
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    skipped = terminalreporter.stats.get("skipped", [])
+    left_out = [report for report in skipped if NO_PGBOUNCER in str(report.longrepr)]
+    if left_out:
+        terminalreporter.section("LEFT OUT", red=True, bold=True)
+        terminalreporter.write_line(f"{len(left_out)} tests: {NO_PGBOUNCER}", red=True)
 
 
 @pytest.fixture

@@ -53,7 +53,7 @@ from eventstore.log.base import (
 )
 from eventstore.log.frontier import Frontiers
 from eventstore.log.kept import KEPT
-from eventstore.log.notifying import Notifier, PostgresWatch
+from eventstore.log.notifying import Notifier, PostgresWatch, is_proxied
 from eventstore.log.sql import Borrowed, SqlLog, check_dialect, refuse
 from eventstore.log.tables import REVISION
 from eventstore.names import category_of
@@ -425,14 +425,27 @@ def open_postgres(
 
     "full" acknowledges a commit when it is durable (the server's `synchronous_commit`); "relaxed"
     may lose the last commits, never in part, when the server crashes (synchronous_commit=off).
+    Behind a proxy such as PgBouncer no statement is prepared, and "relaxed" is refused.
     """
     engine = create_engine(url, max_overflow=10 + KEPT)
-    if durability == "relaxed":
 
-        @event.listens_for(engine, "connect")
-        def connected(raw: Any, _record: Any) -> None:
-            raw.autocommit = True
+    @event.listens_for(engine, "connect")
+    def connected(raw: Any, _record: Any) -> None:
+        raw.autocommit = True
+        if is_proxied(raw):
+            if durability == "relaxed":
+                raw.close()
+                raise InvalidArgumentError("durability", durability, _NOT_RELAXED)
+            raw.prepare_threshold = None  # no statement, then, not even one that asks for it
+        elif durability == "relaxed":
             raw.execute("SET synchronous_commit = off")
-            raw.autocommit = False
+        raw.autocommit = False
 
     return engine, engine.dispose
+
+
+_NOT_RELAXED: Final = (
+    "a proxy such as PgBouncer is between this process and the server, and what one session sets "
+    "would reach others, or nobody; set it on the server instead (ALTER DATABASE ... SET "
+    "synchronous_commit = off, or ALTER ROLE ...), and leave durability as it is by default"
+)
