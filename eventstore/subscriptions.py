@@ -131,9 +131,9 @@ class Subscription(Iterator[RecordedEvent]):
     """Everything past a position in the log's order, then what is appended, until stopped.
 
     Nothing is missed, repeated or out of order, whoever writes at the same time. While the database
-    is away the iteration waits for it. An event that cannot be decoded is an error each time it is
-    asked for: it is not passed over. Only `stop`, `position` and `why_stalled` are for other
-    threads than the one that iterates.
+    is away the iteration waits for it. Use it as a context manager, so that what watches for other
+    processes' commits ends with it. Only `stop`, `position` and `why_stalled` are for other threads
+    than the one that iterates.
     """
 
     def __init__(self, log: Log, codec: Codec, after: int, wanted: Wanted) -> None:
