@@ -7,13 +7,13 @@ swaps its tables, takes it alone, and so knows that no append is half-way.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Final
 
 from sqlalchemy import Connection
 
 from eventstore.codec import Codec, stored_names
-from eventstore.errors import EventStoreError, NotInStepError, ParkedEventsError
+from eventstore.errors import EventStoreError, HandlerError, NotInStepError, ParkedEventsError
 from eventstore.event import event_classes
 from eventstore.followers.follower import BATCH, shard_of
 from eventstore.followers.registration import lock_of
@@ -22,7 +22,7 @@ from eventstore.log.followers import Followers
 from eventstore.log.parked import ParkedEvents
 from eventstore.log.transactions import lock_name
 from eventstore.names import category_of
-from eventstore.projections.applying import Applier, handler_error
+from eventstore.projections.applying import Applier, described
 from eventstore.projections.feed import Feed
 from eventstore.projections.table_projection import TableProjection
 
@@ -170,12 +170,14 @@ class InStep:
                 raise NotInStepError(name)
             self._checked = True
 
-    def _joined(
-        self, connection: Connection | None
-    ) -> contextlib.AbstractContextManager[Connection]:
+    @contextlib.contextmanager
+    def _joined(self, connection: Connection | None) -> Iterator[Connection]:
         if connection is None:
-            return self._log.transaction()
-        return contextlib.nullcontext(connection)
+            with self._log.transaction() as own:
+                yield own
+        else:  # whose transaction is to go on after an error
+            with connection.begin_nested():
+                yield connection
 
     def _hold(self, connection: Connection, members: Sequence[_Member]) -> list[_Member]:
         """Hold the names until the transaction ends; those that do run in step at this moment."""
@@ -198,19 +200,22 @@ class InStep:
     def _apply(
         self, connection: Connection, members: Sequence[_Member], rows: Sequence[Row]
     ) -> None:
+        records = [self._codec.record(row, connection) for row in sorted(rows)]
         for member in members:
-            projection = member.cls()
-            row = rows[-1] if rows else None
+            wanted = [record for record in records if member.wants(record.stream, [record.type])]
+            handled = None
             try:
-                with projection._writing(connection):
-                    for row in sorted(rows):
-                        types = [self._log.event_type(row.type, connection).name]
-                        if member.wants(row.stream, types):
-                            record = self._codec.record(row, connection)
-                            member.feed.hand(projection, record.event, lambda r=record: r)  # type: ignore[misc]
-            except EventStoreError:
-                raise
+                with member.cls()._writing(connection) as projection:
+                    for handled in wanted:
+                        member.feed.hand(projection, handled)
             except Exception as error:
-                if row is None:
+                if handled is None or isinstance(error, EventStoreError):
                     raise
-                raise handler_error(self._log, member.name, row, error) from error
+                raise HandlerError(
+                    member.name,
+                    handled.stream,
+                    handled.version,
+                    handled.position,
+                    handled.type,
+                    described(error),
+                ) from error

@@ -55,7 +55,7 @@ class ParkedEvents:
                 row.position,
                 row.stream,
                 row.version,
-                self._log.event_type(row.type).name,
+                self._log.event_type(row.type, connection).name,
                 attempts,
                 error,
                 moments.now(),
@@ -87,7 +87,7 @@ class ParkedEvents:
         """How many events are parked, by follower."""
         query = select(_c.follower, func.count()).where(_c.shard != REBUILD).group_by(_c.follower)
         with reading(self._log.engine) as connection:
-            return dict(connection.execute(query).tuples())
+            return {name: number for name, number in connection.execute(query)}  # noqa: C416
 
     def to_retry(self, follower: str, shard: int) -> list[list[ParkedRow]]:
         """What is marked to be tried again: for each stream, all of it in order."""

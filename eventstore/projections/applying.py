@@ -30,7 +30,7 @@ class Applier:
         Raises what a handler or the flush raises; the transaction is then to be rolled back.
         """
         with self._projection._writing(connection) as projection:
-            self._feed.apply(projection, page)
+            self._feed.apply(projection, page, connection)
 
     def singly(
         self, connection: Connection, rows: Sequence[Row], failed: Callable[[Row, Exception], None]

@@ -49,6 +49,7 @@ class Feed:
         self._shard = shard
         self._effects = effects and bool(handlers.effects)
         self.slim = not handlers.takes_record and not self._effects
+        self._connection: Connection | None = None
         self._slim_steps = _SlimSteps(self)
         self._row_steps = _RowSteps(self)
 
@@ -87,13 +88,17 @@ class Feed:
 
     # --- applying ------------------------------------------------------------------------------
 
-    def apply(self, owner: Any, page: Page) -> None:
+    def apply(self, owner: Any, page: Page, connection: Connection | None = None) -> None:
         """Hand the events of a page to the owner's handlers, in order.
+
+        `connection` is the one that the handlers write on: in a memory database nothing else can
+        be read meanwhile.
 
         Raises StoredEventError, which says where the event is; an exception of a handler passes
         through with a note that does.
         """
         rows: Any = iter(page)
+        self._connection = connection
         try:
             if self.slim and page and len(page[0]) == len(Slim._fields):
                 steps = self._slim_steps
@@ -109,22 +114,18 @@ class Feed:
             located = self._located(error, page[index][0])
             raise located from located.__cause__
 
-    def hand(self, owner: Any, event: Event, record: Callable[[], RecordedEvent]) -> bool:
-        """Hand one event over; False if there is no handler for it."""
-        known: RecordedEvent | None = None
-        handled = False
+    def hand(self, owner: Any, record: RecordedEvent) -> None:
+        """Hand one event over to its handler and, after that, its side effect."""
+        event = record.event
         for handler in self._functions(type(event)):
-            handled = True
             if handler in self._handlers.takes_record:
-                known = known or record()
-                handler(owner, event, known)
+                handler(owner, event, record)
             else:
                 handler(owner, event)
-        return handled
 
     def record(self, row: Row, event: Event | None = None) -> RecordedEvent:
         """A row as its handler sees it."""
-        record = self._codec.record(row)
+        record = self._codec.record(row, self._connection)
         record._event = event
         return record
 
@@ -136,7 +137,7 @@ class Feed:
         return [function for function in found if function is not None]
 
     def _step(self, key: int) -> tuple[Callable[[bytes], Any], list[Callable[..., None]]]:
-        stored = self._log.event_type(key)
+        stored = self._log.event_type(key, self._connection)
         cls = self._class(stored)
         return decode_as(cls, stored), self._functions(cls)
 
@@ -151,17 +152,20 @@ class Feed:
         return found
 
     def _located(self, error: Exception, position: int) -> Exception:
-        found = self._log.read_all(position - 1, Bounds(position=position), limit=1)
+        joined = self._connection
+        found = self._log.read_all(
+            position - 1, Bounds(position=position), limit=1, connection=joined
+        )
         if not found:  # deleted meanwhile, with its stream
             return error
         row = found[0]
         if isinstance(error, (msgspec.MsgspecError, UnicodeDecodeError)):
-            cause, error = error, corrupt(self._log.event_type(row.type), error)
+            cause, error = error, corrupt(self._log.event_type(row.type, joined), error)
             error.__cause__ = cause
         if isinstance(error, StoredEventError):
             error.locate(row.stream, row.version, position)
         else:
-            name = self._log.event_type(row.type).name
+            name = self._log.event_type(row.type, joined).name
             error.add_note(
                 f"while handling {name}, version {row.version} of {row.stream!r} "
                 f"(position {position})"
@@ -207,8 +211,7 @@ class _RowSteps(dict[int, _RowStep]):
         else:
 
             def step(owner: Any, row: Row) -> None:
-                event = decode(row.data)
-                feed.hand(owner, event, lambda: feed.record(row, event))
+                feed.hand(owner, feed.record(row, decode(row.data)))
 
         self[key] = step
         return step

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from eventstore import Aggregate, DefinitionError, Event, RecordedEvent, on
-from eventstore.state import StateType
 from eventstore.handlers import Handlers
+from eventstore.state import StateType
 
 
 class Moved(Event, name="unit-moved"):
