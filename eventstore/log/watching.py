@@ -121,7 +121,7 @@ class SqliteWatch(Watch):
     def _is_file(self, raw: sqlite3.Connection) -> bool:
         # A memory database is of this process, whose writers fire the signal themselves.
         (_, _, path), *_ = raw.execute("PRAGMA database_list").fetchall()
-        return bool(path) and "memdb" not in str(self._engine.url.database)
+        return bool(path) and "vfs=memdb" not in str(self._engine.url.database)
 
     def _poll(self, raw: sqlite3.Connection, stop: threading.Event) -> bool:
         seen = _data_version(raw)
