@@ -143,7 +143,7 @@ class TableProjection:
         After an error nothing is: the transaction, or its savepoint, is to be rolled back.
         """
         self._connection = connection
-        self._buffer = WriteBuffer(connection)
+        self._buffer = WriteBuffer(connection, self.__tables__)
         try:
             yield self
             if self._buffer.pending:
