@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from functools import lru_cache
 from typing import Final
 
 from eventstore.errors import DefinitionError, InvalidNameError
@@ -111,8 +112,10 @@ _patterns: Final[dict[str, dict[str, StreamPattern]]] = {}
 def register(pattern: StreamPattern) -> None:
     """Let `aggregate_id` know a pattern. The order of registration does not matter."""
     _patterns.setdefault(pattern.category, {})[pattern.text] = pattern
+    aggregate_id.cache_clear()
 
 
+@lru_cache(maxsize=10_000)  # a projection asks for it at each event
 def aggregate_id(stream: str) -> str:
     """The id of the aggregate whose stream this is: by the most specific pattern that fits.
 
