@@ -4,6 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 REPO ?=
+EMMETT := benchmarks/peers/emmett
 
 .PHONY: help demo test check format bench clean
 
@@ -12,7 +13,7 @@ help:
 	@echo "make test    run the tests, on SQLite and on a real PostgreSQL"
 	@echo "make check   check format, lint and types, then run the tests"
 	@echo "make format  format the code"
-	@echo "make bench   measure appends and loads against the raw driver"
+	@echo "make bench   measure speed against the raw driver and peers"
 	@echo "make clean   remove what the commands above have made"
 
 demo: $(VENV)/demo
@@ -31,9 +32,16 @@ format: $(VENV)/dev
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: $(VENV)/bench
+bench: $(VENV)/bench $(EMMETT)/node_modules/.installed
 	$(BIN)/python benchmarks/append.py
 	$(BIN)/python benchmarks/load.py
+	$(BIN)/python benchmarks/projection.py
+	$(BIN)/python benchmarks/subscription.py
+
+# A peer on Node. Without Node the benchmarks leave it out, and say so.
+$(EMMETT)/node_modules/.installed: $(EMMETT)/package.json
+	@if command -v npm >/dev/null; then cd $(EMMETT) && npm install && touch node_modules/.installed; \
+		else echo "npm is not there: without Emmett"; fi || echo "without Emmett"
 
 clean:
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -18,7 +18,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
 from typing import Final
@@ -32,6 +32,8 @@ ROUNDS: Final = 5 if QUICK else 25
 
 #: One run: a fixed number of operations.
 Run = Callable[[], object]
+#: One run that keeps its own time: the milliseconds of each of its operations.
+TimedRun = Callable[[], list[float]]
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,12 @@ class Workload:
     contenders: Mapping[str, Run]
     #: The ratio that is aimed at.
     goal: float | None = None
+    #: Contenders that are too slow for so many get through fewer: how many.
+    sizes: Mapping[str, int] = field(default_factory=dict)
+    rounds: int = ROUNDS
+
+    def size_of(self, contender: str) -> int:
+        return self.sizes.get(contender, self.size)
 
 
 @dataclass(frozen=True)
@@ -54,12 +62,13 @@ class Result:
     seconds: Mapping[str, list[float]]
 
     def rate(self, contender: str) -> float:
-        return self.workload.size / median(self.seconds[contender])
+        return self.workload.size_of(contender) / median(self.seconds[contender])
 
     def ratios(self, contender: str, baseline: str) -> list[float]:
         """Per round, how many times as fast as the baseline a contender was."""
+        share = self.workload.size_of(contender) / self.workload.size_of(baseline)
         pairs = zip(self.seconds[baseline], self.seconds[contender], strict=True)
-        return sorted(theirs / own for theirs, own in pairs)
+        return sorted(share * theirs / own for theirs, own in pairs)
 
 
 def sized(operations: int) -> int:
@@ -71,7 +80,7 @@ def measure(workload: Workload) -> Result:
     """Run the contenders in turns."""
     names = list(workload.contenders)
     seconds: dict[str, list[float]] = {name: [] for name in names}
-    for number in range(-1, ROUNDS):  # the first round warms up
+    for number in range(-1, workload.rounds):  # the first round warms up
         for name in _turned(names, number):
             gc.collect()
             started = time.perf_counter()
@@ -79,6 +88,41 @@ def measure(workload: Workload) -> Result:
             if number >= 0:
                 seconds[name].append(time.perf_counter() - started)
     return Result(workload, seconds)
+
+
+@dataclass(frozen=True)
+class Waiting:
+    """How long things take to arrive. The first contender is the baseline, the second is ours."""
+
+    name: str
+    contenders: Mapping[str, TimedRun]
+
+
+@dataclass(frozen=True)
+class Waits:
+    """The median and the 99th percentile of each contender's runs, round by round."""
+
+    waiting: Waiting
+    middle: Mapping[str, list[float]]
+    slow: Mapping[str, list[float]]
+
+
+def wait(waiting: Waiting, rounds: int) -> Waits:
+    """Run the contenders in turns."""
+    names = list(waiting.contenders)
+    waits = Waits(waiting, {name: [] for name in names}, {name: [] for name in names})
+    for number in range(-1, rounds):  # the first round warms up
+        for name in _turned(names, number):
+            gc.collect()
+            milliseconds = sorted(waiting.contenders[name]())
+            if number >= 0:
+                waits.middle[name].append(_percentile(milliseconds, 50))
+                waits.slow[name].append(_percentile(milliseconds, 99))
+    return waits
+
+
+def _percentile(ordered: list[float], percent: int) -> float:
+    return ordered[min(len(ordered) * percent // 100, len(ordered) - 1)]
 
 
 def _turned(names: list[str], number: int) -> list[str]:
@@ -96,8 +140,44 @@ def report(title: str, results: list[Result]) -> None:
     heading = ["workload", "baseline", "a second", "ours", "ratio", "min-max", "goal"]
     for peer in peers:
         heading += [peer, "ours is"]
-    rows = [heading, *(_row(result, peers) for result in results)]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(heading))]
+    _print_table([heading, *(_row(result, peers) for result in results)])
+
+
+def report_waits(title: str, results: list[Waits]) -> None:
+    """Print a plain table of milliseconds, p50 / p99; less is faster, and the ratio is of p50."""
+    print(f"\n{title}\n")
+    names = list(dict.fromkeys(n for r in results for n in list(r.waiting.contenders)[2:]))
+    heading = ["workload", "raw", "ours", "ratio", "min-max"]
+    for name in names:
+        heading += [name, "ours is"]
+    _print_table([heading, *(_waits_row(result, names) for result in results)])
+
+
+def _waits_row(result: Waits, peers: list[str]) -> list[str]:
+    def cell(name: str) -> str:
+        return f"{median(result.middle[name]):,.1f} / {median(result.slow[name]):,.1f}"
+
+    def ratios(baseline: str) -> list[float]:
+        pairs = zip(result.middle[baseline], result.middle[ours], strict=True)
+        return sorted(theirs / own for theirs, own in pairs)
+
+    raw, ours, *others = result.waiting.contenders
+    to_raw = ratios(raw)
+    row = [
+        result.waiting.name,
+        cell(raw),
+        cell(ours),
+        f"{median(to_raw):.2f}",
+        f"{to_raw[0]:.2f}-{to_raw[-1]:.2f}",
+    ]
+    for peer in peers:
+        there = peer in others
+        row += [cell(peer), f"{median(ratios(peer)):.1f} times"] if there else ["", ""]
+    return row
+
+
+def _print_table(rows: list[list[str]]) -> None:
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     for row in rows:
         first, *others = zip(row, widths, strict=True)
         cells = [first[0].ljust(first[1]), *(text.rjust(width) for text, width in others)]
@@ -124,13 +204,13 @@ def _row(result: Result, peers: list[str]) -> list[str]:
     return row
 
 
-def machine() -> str:
+def machine(rounds: int = ROUNDS) -> str:
     """What the figures were made on."""
     cores = os.cpu_count()
     return (
         f"Python {platform.python_version()}, SQLite {sqlite3.sqlite_version}, "
         f"psycopg {psycopg.__version__}, {platform.machine()}, {cores} cores; "
-        f"medians of {ROUNDS} interleaved rounds"
+        f"medians of {rounds} interleaved rounds"
     )
 
 

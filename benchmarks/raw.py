@@ -162,10 +162,14 @@ class Sqlite:
         _replay(account, self._steps, rows)
         return account
 
+    def head(self) -> int:
+        return int(self._cursor.execute(_HEAD).fetchone()[0])
+
     def close(self) -> None:
         self._db.close()
 
 
+_HEAD: Final = "SELECT coalesce(max(position), 0) FROM eventstore_events"
 _UPDATE_HEAD: Final = """
     UPDATE eventstore_streams SET version = version + ?, recorded_at = max(recorded_at, ?)
      WHERE name = ? AND version = ? AND NOT deleted RETURNING id, version"""
@@ -237,6 +241,13 @@ class Postgres:
         rows = self._cursor.stream(_PG_LOAD, (f"account/{id}",), binary=True, size=500)
         _replay(account, self._steps, rows)
         return account
+
+    def head(self) -> int:
+        row: Any = self._cursor.execute(_HEAD).fetchone()
+        return int(row[0])
+
+    def notify(self, channel: str) -> None:
+        self._db.execute(f"NOTIFY {channel}")
 
     def close(self) -> None:
         self._db.close()

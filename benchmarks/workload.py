@@ -5,6 +5,8 @@ Every contender writes these events and ends up with this state.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from random import Random
 from typing import Final
 
 from eventstore import Aggregate, Event, on
@@ -50,6 +52,24 @@ def deposited(amount: int) -> MoneyDeposited:
 
 def opened() -> AccountOpened:
     return AccountOpened(owner="Alice Example", iban="GB82 WEST 1234 5698 7654 32", currency="EUR")
+
+
+#: How many events an account gets at a time.
+VISIT: Final = 5
+
+
+def turns(accounts: int, length: int) -> Iterator[tuple[int, list[int]]]:
+    """How so many accounts are filled side by side: turn by turn, their version before it, and
+    their numbers in the order in which they are visited, which is always another one."""
+    order = Random(1)
+    for version in range(0, length, VISIT):
+        yield version, order.sample(range(accounts), accounts)
+
+
+def visit(version: int) -> list[Event]:
+    """What is new on a visit to an account that is at that version."""
+    first = deposited(1) if version else opened()
+    return [first, *(deposited(1) for _ in range(VISIT - 1))]
 
 
 class Account(Aggregate):

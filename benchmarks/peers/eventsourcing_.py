@@ -7,7 +7,7 @@ off: they are faster, and give up the order of the log.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from typing import Any, ClassVar, Final
 from uuid import UUID, uuid4
@@ -15,9 +15,10 @@ from uuid import UUID, uuid4
 import msgspec
 from eventsourcing.application import Application
 from eventsourcing.persistence import Mapper, StoredEvent, Transcoder
+from eventsourcing.projection import ApplicationSubscription
 from eventsourcing.utils import get_topic, resolve_topic
 from sqlalchemy import make_url
-from workload import DEPOSIT
+from workload import DEPOSIT, VISIT, turns
 
 
 class PeerEvent(msgspec.Struct, frozen=True, gc=False):
@@ -145,15 +146,16 @@ class Peer:
     name = "eventsourcing"
 
     def __init__(self, env: dict[str, str]) -> None:
-        self._bank = Bank(env=env)
-        self.save = self._bank.save
-        self.close = self._bank.close
+        self.env = env
+        self.bank = Bank(env=env)
+        self.save = self.bank.save
+        self.close = self.bank.close
 
     def new(self) -> Account:
         return Account(uuid4())
 
     def load(self, id: UUID) -> Any:
-        return self._bank.repository.get(id, projector_func=_project)
+        return self.bank.repository.get(id, projector_func=_project)
 
     def fill(self, accounts: int, length: int) -> list[UUID]:
         """So many accounts of so many events; their ids."""
@@ -167,11 +169,28 @@ class Peer:
             self.save(account)
         return [account.id for account in made]
 
+    def fill_in_turns(self, accounts: int, length: int) -> None:
+        """So many accounts of so many events, side by side."""
+        made = [self.new() for _ in range(accounts)]
+        for version, numbers in turns(accounts, length):
+            for start in range(0, accounts, 100):  # one pipelined insert of thousands never returns
+                some = [made[number] for number in numbers[start : start + 100]]
+                for account in some:
+                    for new in range(version, version + VISIT):
+                        account.deposit(1) if new else account.open()
+                self.save(*some)
+
+    def follow(self, after: int) -> Iterator[Any]:
+        """Its live subscription, which listens for PostgreSQL's notifications."""
+        with ApplicationSubscription(self.bank, gt=after) as subscription:
+            for event, _ in subscription:
+                yield event
+
 
 def sqlite(path: str, durability: str) -> Peer:
     """On a SQLite file: WAL mode is its own choice, `synchronous` is set as for the others."""
     peer = Peer({"PERSISTENCE_MODULE": "eventsourcing.sqlite", "SQLITE_DBNAME": path})
-    pool = peer._bank.factory.datastore.pool  # type: ignore[attr-defined]
+    pool = peer.bank.factory.datastore.pool  # type: ignore[attr-defined]
     create = pool._create_connection
 
     def created() -> Any:
