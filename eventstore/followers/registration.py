@@ -8,19 +8,19 @@ from typing import TypeAlias
 
 from eventstore import moments
 from eventstore.errors import (
-    CheckpointAheadError,
     ProjectionChangedError,
     ProjectionOutdatedError,
     ShardsChangedError,
 )
 from eventstore.fingerprint import comparable, read_model_fingerprint
 from eventstore.followers.event_handler import EventHandler
-from eventstore.log.base import Bounds, Log
+from eventstore.log.base import Log
 from eventstore.log.followers import Checkpoint, Followers
 from eventstore.log.parked import ParkedEvents
 from eventstore.log.transactions import lock_name
 from eventstore.projections.places import make_living
 from eventstore.projections.table_projection import TableProjection
+from eventstore.subscriptions import check_checkpoint
 
 #: Whatever follows the log under a name of its own.
 FollowerClass: TypeAlias = type[TableProjection] | type[EventHandler]
@@ -119,10 +119,7 @@ class Registration:
                 raise ProjectionChangedError(self.name, version)
             # Another version of Python: its bytecode says nothing of ours.
             self.accept()
-        furthest = max(row.position for row in found)
-        last = self._log.read_all(0, Bounds(), limit=1, backwards=True)
-        if furthest > (last[0].position if last else 0):
-            raise CheckpointAheadError(furthest, last[0].position if last else 0)
+        check_checkpoint(self._log, max(row.position for row in found))
 
     def _deal_out(self) -> list[Checkpoint]:
         """Divide the streams anew: possible while all shards are at one position, and idle."""
