@@ -10,7 +10,7 @@ import contextlib
 from collections.abc import Iterator, Sequence
 from typing import Final
 
-from sqlalchemy import Connection
+from sqlalchemy import Connection, false, update
 
 from eventstore.codec import Codec, stored_names
 from eventstore.errors import EventStoreError, HandlerError, NotInStepError, ParkedEventsError
@@ -20,7 +20,8 @@ from eventstore.followers.registration import lock_of
 from eventstore.log.base import Bounds, Expected, Log, Receipt, Row, Write
 from eventstore.log.followers import Followers
 from eventstore.log.parked import ParkedEvents
-from eventstore.log.transactions import lock_name
+from eventstore.log.tables import followers
+from eventstore.log.transactions import lock_name, own_errors
 from eventstore.names import category_of
 from eventstore.projections.applying import Applier, described
 from eventstore.projections.feed import Feed
@@ -129,6 +130,8 @@ class InStep:
 
         Raises HandlerError, with nothing written, where one of them fails.
         """
+        if connection is not None and not self._checked:
+            _begin_writing(connection)
         self._check(connection)
         wanted = [
             member
@@ -138,6 +141,7 @@ class InStep:
         if not wanted:
             return self._log.append(writes, key=key, recorded_at=recorded_at, connection=connection)
         with self._joined(connection) as joined:
+            _begin_writing(joined)
             active = self._hold(joined, wanted)
             receipts = self._log.append(writes, key=key, recorded_at=recorded_at, connection=joined)
             rows: list[Row] = []
@@ -219,3 +223,13 @@ class InStep:
                     handled.type,
                     described(error),
                 ) from error
+
+
+def _begin_writing(connection: Connection) -> None:
+    """Take SQLite's lock for writing before anything is read in a caller's transaction.
+
+    One that has read must not write any more once another one has.
+    """
+    if connection.dialect.name == "sqlite":
+        with own_errors(connection):
+            connection.execute(update(followers).where(false()).values(epoch=0))

@@ -1,0 +1,73 @@
+"""What the kills have found, each by itself."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from databases import described, rows
+from ledger import ACCOUNTS, Added, Ledger, Marks, Opened, Shares, Tally
+
+from eventstore import EventStore
+from eventstore.errors import LogLockedError
+from eventstore.followers.in_step import InStep
+
+
+def test_a_joined_append_in_step_lets_nobody_write_after_it_has_read(
+    sqlite_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with (
+        EventStore(sqlite_url, in_step=[Tally]) as store,
+        EventStore(sqlite_url, in_step=[Tally], lock_timeout=0.01) as other,
+    ):
+        other.append(f"{ACCOUNTS}/other", Opened(kind="cash"))
+        original = InStep._hold
+
+        def hold(*args: Any) -> Any:
+            active = original(*args)
+            monkeypatch.undo()
+            with pytest.raises(LogLockedError):
+                other.append(f"{ACCOUNTS}/other", Added(kind="cash", amount=1))
+            return active
+
+        monkeypatch.setattr(InStep, "_hold", hold)
+        with store.connect() as connection:
+            store.append(f"{ACCOUNTS}/mine", Opened(kind="gold"), connection=connection)
+            connection.commit()
+            assert len(rows(connection, Tally.entries)) == 2
+
+
+def test_a_first_joined_append_lets_nobody_write_after_it_has_read(
+    sqlite_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with EventStore(sqlite_url) as store, EventStore(sqlite_url, lock_timeout=0.01) as other:
+        other.append(f"{ACCOUNTS}/other", Opened(kind="cash"))
+        original = InStep._check
+
+        def check(*args: Any) -> None:
+            original(*args)
+            monkeypatch.undo()
+            with pytest.raises(LogLockedError):
+                other.append(f"{ACCOUNTS}/other", Added(kind="cash", amount=1))
+
+        monkeypatch.setattr(InStep, "_check", check)
+        with store.connect() as connection:
+            store.append(f"{ACCOUNTS}/mine", Opened(kind="gold"), connection=connection)
+            connection.commit()
+        assert store.version(f"{ACCOUNTS}/mine") == 1
+
+
+def test_a_rebuild_keeps_the_names_of_indexes_and_constraints(
+    database_url: str, tmp_path: Path
+) -> None:
+    Ledger.marks = Marks(tmp_path / "marks")
+    with EventStore(database_url) as store:
+        store.append(f"{ACCOUNTS}/1", [Opened(kind="cash"), Added(kind="cash", amount=3)])
+        for projection in (Ledger, Shares):
+            store.catch_up(projection)
+        whole = described(store)
+        for projection in (Ledger, Shares):
+            store.rebuild(projection)
+        assert described(store) == whole
+        assert any("ix_fault_holders_kind" in part for part in whole)
