@@ -101,19 +101,25 @@ class Codec:
 
     def record(self, row: Row, connection: Connection | None = None) -> RecordedEvent:
         """A row as its reader sees it; `connection` is the one that it was read on, if joined."""
-        stored = self._log.event_type(row.type, connection)
-        return RecordedEvent(
-            stream=row.stream,
-            version=row.version,
-            position=row.position,
-            type=stored.name,
-            schema_version=stored.version,
-            data=row.data,
-            id=row.id,
-            recorded_at=row.recorded_at,
-            metadata=row.metadata,
-            decode=_decode_record,
-        )
+        return recorded(row, self._log.event_type(row.type, connection))
+
+
+def recorded(row: Row, stored: EventType, event: Event | None = None) -> RecordedEvent:
+    """A row as its reader sees it, with its event where that is decoded already."""
+    position, stream, version, _, data, metadata, id, recorded_at = row
+    return RecordedEvent(
+        stream,
+        version,
+        position,
+        stored.name,
+        stored.version,
+        data,
+        id,
+        recorded_at,
+        metadata,
+        _decode_record,
+        event,
+    )
 
 
 def _decode_record(record: RecordedEvent) -> Event:

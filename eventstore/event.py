@@ -249,26 +249,14 @@ def _alike(given: Any, kept: Any) -> bool:
     return bool(given != given) or compares is object.__eq__
 
 
-class RecordedEvent:
+class RecordedEvent(msgspec.Struct, eq=False, gc=False):
     """An event as read back from the log. Immutable.
 
     The payload is decoded when `event` is first asked for, so that a reader may pass over events
     that it does not know.
     """
 
-    __slots__ = (
-        "_decode",
-        "_event",
-        "_id",
-        "_metadata",
-        "_micros",
-        "data",
-        "position",
-        "schema_version",
-        "stream",
-        "type",
-        "version",
-    )
+    # A struct, since one is made for each event of a replay, in a quarter of the time of a class.
 
     #: The stream's name.
     stream: str
@@ -282,32 +270,11 @@ class RecordedEvent:
     schema_version: int
     #: The stored payload, UTF-8 JSON.
     data: bytes
-
-    def __init__(
-        self,
-        *,
-        stream: str,
-        version: int,
-        position: int,
-        type: str,
-        schema_version: int,
-        data: bytes,
-        id: bytes,
-        recorded_at: int,
-        metadata: bytes | None,
-        decode: Callable[[RecordedEvent], Event],
-    ) -> None:
-        self.stream = stream
-        self.version = version
-        self.position = position
-        self.type = type
-        self.schema_version = schema_version
-        self.data = data
-        self._id = id
-        self._micros = recorded_at
-        self._metadata = metadata
-        self._decode = decode
-        self._event: Event | None = None
+    _id: bytes
+    _micros: int
+    _metadata: bytes | None
+    _decode: Callable[[RecordedEvent], Event]
+    _event: Event | None = None
 
     @property
     def event(self) -> Event:

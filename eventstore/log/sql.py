@@ -122,9 +122,7 @@ class Transaction(Borrowed):
 class SqlLog(ABC):
     """The part of a log that SQLite and PostgreSQL have in common."""
 
-    def __init__(
-        self, engine: Engine, *, keep: int = 0, notifier: Notifies | None = None
-    ) -> None:
+    def __init__(self, engine: Engine, *, keep: int = 0, notifier: Notifies | None = None) -> None:
         self.engine = engine
         self._hints = Hints(engine, notifier)
         self._hints.outlived_by(self)
@@ -331,7 +329,7 @@ class SqlLog(ABC):
         statement = self._statement("read", mask_of(until), backwards, types is not None)
         with self._reading(connection) as cursor:
             self._execute(cursor, statement, values)
-            return [Row(*row) for row in cursor.fetchall()]
+            return list(map(Row._make, cursor.fetchall()))
 
     def read_all(
         self,
@@ -347,7 +345,7 @@ class SqlLog(ABC):
         statement = self._statement("read_all", mask_of(until), backwards, shape)
         with self._reading(connection) as cursor:
             self._execute(cursor, statement, values)
-            return [Row(*row) for row in cursor.fetchall()]
+            return list(map(Row._make, cursor.fetchall()))
 
     def scan(
         self,

@@ -6,13 +6,14 @@ a fold needs are read, and nothing is made of an event but the event itself.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import msgspec
 
-from eventstore.codec import Codec, corrupt, decode_as, stored_names
-from eventstore.errors import StoredEventError, UnknownEventError
+from eventstore.codec import Codec, corrupt, decode_as, recorded, stored_names
+from eventstore.errors import LogError, StoredEventError, UnknownEventError
 from eventstore.event import Event, RecordedEvent, event_class, event_classes
 from eventstore.log.base import Bounds, EventType, Log, Row, Shard, Slim, Wanted
 
@@ -23,6 +24,10 @@ if TYPE_CHECKING:
 
 #: Events of a page: whole rows where a handler asks for the RecordedEvent.
 Page: TypeAlias = "Sequence[Slim] | Sequence[Row]"
+
+# By number: by name each would cost as much as the decoding of a small payload.
+_TYPE: Final = Row._fields.index("type")
+_DATA: Final = Row._fields.index("data")
 
 _SlimStep = tuple[Callable[[bytes], Any], Callable[[Any, Any], None]]
 _RowStep = Callable[[Any, Row], None]
@@ -100,7 +105,7 @@ class Feed:
         rows: Any = iter(page)
         self._connection = connection
         try:
-            if self.slim and page and len(page[0]) == len(Slim._fields):
+            if page and len(page[0]) == len(Slim._fields):
                 steps = self._slim_steps
                 for _, key, data in rows:
                     decode, handler = steps[key]
@@ -108,10 +113,10 @@ class Feed:
             else:
                 row_steps = self._row_steps
                 for row in rows:
-                    row_steps[row.type](owner, row)
+                    row_steps[row[_TYPE]](owner, row)
         except Exception as error:
             index = len(page) - sum(1 for _ in rows) - 1
-            located = self._located(error, page[index][0])
+            located = self._located(error, page[index])
             raise located from located.__cause__
 
     def hand(self, owner: Any, record: RecordedEvent) -> None:
@@ -123,11 +128,9 @@ class Feed:
             else:
                 handler(owner, event)
 
-    def record(self, row: Row, event: Event | None = None) -> RecordedEvent:
+    def record(self, row: Row) -> RecordedEvent:
         """A row as its handler sees it."""
-        record = self._codec.record(row, self._connection)
-        record._event = event
-        return record
+        return self._codec.record(row)
 
     def _functions(self, cls: type[Event]) -> list[Callable[..., None]]:
         """The handlers of an event class, its side effect last."""
@@ -136,10 +139,12 @@ class Feed:
             found.append(self._handlers.effect(cls))
         return [function for function in found if function is not None]
 
-    def _step(self, key: int) -> tuple[Callable[[bytes], Any], list[Callable[..., None]]]:
+    def _step(
+        self, key: int
+    ) -> tuple[EventType, Callable[[bytes], Any], list[Callable[..., None]]]:
         stored = self._log.event_type(key, self._connection)
         cls = self._class(stored)
-        return decode_as(cls, stored), self._functions(cls)
+        return stored, decode_as(cls, stored), self._functions(cls)
 
     def _class(self, stored: EventType) -> type[Event]:
         # The classes of the handlers first: a registry of names may have seen another since.
@@ -151,23 +156,25 @@ class Feed:
             raise UnknownEventError(stored.name)
         return found
 
-    def _located(self, error: Exception, position: int) -> Exception:
-        joined = self._connection
-        found = self._log.read_all(
-            position - 1, Bounds(position=position), limit=1, connection=joined
-        )
-        if not found:  # deleted meanwhile, with its stream
+    def _located(self, error: Exception, row: Slim | Row) -> Exception:
+        found: Sequence[Any] = (row,)
+        if len(row) == len(Slim._fields):
+            with contextlib.suppress(LogError):  # on a connection that the error has spoilt
+                found = self._log.read_all(
+                    row[0] - 1, Bounds(position=row[0]), limit=1, connection=self._connection
+                )
+        if not found or len(found[0]) == len(Slim._fields):
             return error
-        row = found[0]
+        position, stream, version, key, *_ = found[0]
+        stored = self._log.event_type(key, self._connection)
         if isinstance(error, (msgspec.MsgspecError, UnicodeDecodeError)):
-            cause, error = error, corrupt(self._log.event_type(row.type, joined), error)
+            cause, error = error, corrupt(stored, error)
             error.__cause__ = cause
         if isinstance(error, StoredEventError):
-            error.locate(row.stream, row.version, position)
+            error.locate(stream, version, position)
         else:
-            name = self._log.event_type(row.type, joined).name
             error.add_note(
-                f"while handling {name}, version {row.version} of {row.stream!r} "
+                f"while handling {stored.name}, version {version} of {stream!r} "
                 f"(position {position})"
             )
         return error
@@ -181,7 +188,7 @@ class _SlimSteps(dict[int, _SlimStep]):
         self._feed = feed
 
     def __missing__(self, key: int) -> _SlimStep:
-        decode, (handler,) = self._feed._step(key)
+        _, decode, (handler,) = self._feed._step(key)
         step = self[key] = (decode, handler)
         return step
 
@@ -195,23 +202,23 @@ class _RowSteps(dict[int, _RowStep]):
 
     def __missing__(self, key: int) -> _RowStep:
         feed = self._feed
-        decode, functions = feed._step(key)
-        takes_record = feed._handlers.takes_record
-        if len(functions) == 1:
-            (handler,) = functions
-            if handler in takes_record:
+        stored, decode, functions = feed._step(key)
+        handler = functions[0]
+        if len(functions) > 1:
 
-                def step(owner: Any, row: Row) -> None:
-                    event = decode(row.data)
-                    handler(owner, event, feed.record(row, event))
-            else:
+            def step(owner: Any, row: Any) -> None:
+                feed.hand(owner, recorded(row, stored, decode(row[_DATA])))
 
-                def step(owner: Any, row: Row) -> None:
-                    handler(owner, decode(row.data))
+        elif handler in feed._handlers.takes_record:
+
+            def step(owner: Any, row: Any) -> None:
+                event = decode(row[_DATA])
+                handler(owner, event, recorded(row, stored, event))
+
         else:
 
-            def step(owner: Any, row: Row) -> None:
-                feed.hand(owner, feed.record(row, decode(row.data)))
+            def step(owner: Any, row: Any) -> None:
+                handler(owner, decode(row[_DATA]))
 
         self[key] = step
         return step

@@ -261,19 +261,21 @@ def test_a_poison_event_is_parked_with_what_follows_in_its_stream(store: EventSt
 
 def test_an_event_whose_rows_break_a_constraint_is_parked(store: EventStore) -> None:
     opened(store, "a", "b")
-    store.append("rows/a", [Moved(1), Moved(-5), Moved(5)])
+    store.append("rows/a", [Moved(1), Moved(-5)])
     store.append("rows/b", Moved(1))
     store.append("rows/none", Moved(1))  # there is no such row
+    store.catch_up(Ledger)
+    store.append("rows/a", Moved(5))  # one flush with the one before, it would have made up for it
     store.catch_up(Ledger)
     assert balances(store) == {"a": 1, "b": 1}
     assert [(p.stream, p.version) for p in store.parked("rows-ledger")] == [
         ("rows/a", 3),
-        ("rows/a", 4),
         ("rows/none", 1),
+        ("rows/a", 4),
     ]
     errors = [p.error or "" for p in store.parked(Ledger)]
     assert "IntegrityError" in errors[0]
-    assert "RowNotFoundError" in errors[2]
+    assert "RowNotFoundError" in errors[1]
     with store.connect() as db:  # an event's rows are there whole or not at all
         amounts = db.scalars(select(Ledger.entries.c.amount).order_by(Ledger.entries.c.position))
         assert list(amounts) == [1, 1]
@@ -281,7 +283,9 @@ def test_an_event_whose_rows_break_a_constraint_is_parked(store: EventStore) -> 
 
 def test_parked_events_can_be_retried(store: EventStore) -> None:
     opened(store, "a", "b")
-    store.append("rows/a", [Moved(-5), Moved(6)])
+    store.append("rows/a", Moved(-5))
+    store.catch_up(Ledger)
+    store.append("rows/a", Moved(6))
     store.append("rows/none", Moved(1))
     store.catch_up(Ledger)
     assert balances(store) == {"a": 0, "b": 0}
