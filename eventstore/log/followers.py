@@ -80,8 +80,8 @@ class Followers:
         return next(iter(self._read(query, connection)), None)
 
     def positions(self, name: str, connection: Connection | None = None) -> list[int]:
-        """How far each shard is."""
-        query = select(_c.position).where(_c.name == name, _c.shard != REBUILD)
+        """How far each shard is, in order."""
+        query = select(_c.position).where(_c.name == name, _c.shard != REBUILD).order_by(_c.shard)
         return [row[0] for row in self._rows(query, connection)]
 
     def add(self, connection: Connection, rows: Iterable[Checkpoint]) -> None:

@@ -12,6 +12,7 @@ from ledger import ACCOUNTS, Added, Ledger, Marks, Opened, Shares, Tally
 from eventstore import EventStore
 from eventstore.errors import LogLockedError
 from eventstore.followers.in_step import InStep
+from eventstore.log.followers import Followers
 
 
 def test_a_joined_append_in_step_lets_nobody_write_after_it_has_read(
@@ -71,3 +72,20 @@ def test_a_rebuild_keeps_the_names_of_indexes_and_constraints(
             store.rebuild(projection)
         assert described(store) == whole
         assert any("ix_fault_holders_kind" in part for part in whole)
+
+
+def test_positions_are_in_the_order_of_the_shards(database_url: str) -> None:
+    with EventStore(database_url) as store:
+        store.append(f"{ACCOUNTS}/1", Opened(kind="cash"))
+        head = store.catch_up(Shares)
+        followers = Followers(store.log)
+        for moves, shard in enumerate((0, 0, 1)):  # which moves rows about in PostgreSQL
+            lease = followers.claim(Shares.__follower__, shard, "somebody", 60)
+            assert lease is not None
+            with store.log.transaction() as connection:
+                lease = followers.advance(connection, lease, head + moves + 1, seconds=60)
+            followers.release(lease)
+        with store.connect() as connection:
+            connection.exec_driver_sql("ANALYZE")  # few rows: it looks at them as they lie
+            connection.commit()
+        assert followers.positions(Shares.__follower__) == [head + 2, head + 3, head]
