@@ -204,6 +204,7 @@ class TableFollower(Follower):
             except Exception as error:
                 if not page or not may_be_a_handlers(error):
                     raise
+                self.renew()  # a rebuild may have swapped the tables: then no event is to blame
             else:
                 self.lease = moved
                 return

@@ -10,9 +10,10 @@ from databases import described, rows
 from ledger import ACCOUNTS, Added, Ledger, Marks, Opened, Shares, Tally
 
 from eventstore import EventStore
-from eventstore.errors import LogLockedError
+from eventstore.errors import LeaseLostError, LogLockedError
 from eventstore.followers.in_step import InStep
 from eventstore.log.followers import Followers
+from eventstore.log.parked import ParkedEvents
 
 
 def test_a_joined_append_in_step_lets_nobody_write_after_it_has_read(
@@ -89,3 +90,19 @@ def test_positions_are_in_the_order_of_the_shards(database_url: str) -> None:
             connection.exec_driver_sql("ANALYZE")  # few rows: it looks at them as they lie
             connection.commit()
         assert followers.positions(Shares.__follower__) == [head + 2, head + 3, head]
+
+
+@pytest.mark.parametrize("database_url", ["sqlite", "postgres"], indirect=True)
+def test_an_event_is_not_to_blame_for_a_rebuild_that_has_swapped_the_tables(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with EventStore(database_url) as store:
+        store.append(f"{ACCOUNTS}/1", [Opened(kind="cash"), Added(kind="cash", amount=3)])
+        (row,) = store._registered(Tally).register()
+        worker = store._claimed(Tally, row, "somebody", 60)
+        assert worker is not None
+        store.rebuild(Tally)
+        # What it is about to insert is in the new tables already.
+        monkeypatch.setattr(ParkedEvents, "park", lambda *_, **__: pytest.fail("it was blamed"))
+        with pytest.raises(LeaseLostError):
+            worker.step(store.head())
