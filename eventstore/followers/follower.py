@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import threading
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Final
 
 from sqlalchemy import Connection, func, select
 
 from eventstore.codec import Codec
-from eventstore.errors import LeaseLostError
+from eventstore.errors import LeaseLostError, ProjectionOutdatedError
 from eventstore.log.base import Bounds, Log, Row, Shard
 from eventstore.log.followers import Checkpoint, Followers
 from eventstore.log.parked import ParkedEvents, ParkedRow
@@ -27,8 +29,12 @@ from eventstore.projections.table_projection import TableProjection
 if TYPE_CHECKING:
     from eventstore.followers.event_handler import EventHandler
 
+logger = logging.getLogger(__name__)
+
 #: Events a transaction, at the most.
 BATCH: Final = 1000
+#: The part of its lease's time that a batch may take, about.
+_SHARE: Final = 0.25
 #: Seconds over which the rate is averaged.
 _MEMORY: Final = 10.0
 
@@ -58,6 +64,7 @@ class Follower(ABC):
         self._feed = feed
         self._seconds = seconds
         self._moved_at = time.monotonic()
+        self._size = 1
         self._waiting: set[str] = set()
         self._look_at_parked = True
         self.lease = lease
@@ -77,9 +84,21 @@ class Follower(ABC):
         if self.position >= until:
             return
         read = self._feed.rows if self._waiting or self._wants_rows else self._feed.page
-        page = read(self.position, Bounds(position=until), BATCH)
-        to = page[-1][0] if len(page) == BATCH else until
+        page = read(self.position, Bounds(position=until), self._size)
+        to = page[-1][0] if len(page) == self._size else until
+        began = time.monotonic()
         self._handle(page, to)
+        if page:
+            self._fit((time.monotonic() - began) / len(page))
+
+    def _fit(self, seconds: float) -> None:
+        """Make the next batch as large as it can be, if an event takes so many seconds.
+
+        The server ends a transaction in which nothing is heard for longer than the lease; a batch
+        that always took longer would be begun again for ever.
+        """
+        most = int(self._seconds * _SHARE / seconds) if seconds else BATCH
+        self._size = max(1, min(most, 4 * self._size, BATCH))
 
     @abstractmethod
     def _handle(self, page: Page, to: int) -> None:
@@ -114,13 +133,16 @@ class Follower(ABC):
         self._moved_at = now
         return moved
 
-    def _end_if_idle(self, connection: Connection) -> None:
-        # A worker that is stopped in the middle of a transaction would keep its row locks for
-        # ever. The server ends such a session; the lease has run out by then.
-        if connection.dialect.name == "postgresql":
-            limit = f"{max(1, int(self._seconds * 1000))}ms"
-            name = "idle_in_transaction_session_timeout"
-            connection.execute(select(func.set_config(name, limit, True)))
+    @contextlib.contextmanager
+    def _transaction(self) -> Iterator[Connection]:
+        with self._log.transaction() as connection:
+            # A worker that is stopped in the middle of a transaction would keep its row locks for
+            # ever. The server ends such a session; the lease has run out by then.
+            if connection.dialect.name == "postgresql":
+                limit = f"{max(1, int(self._seconds * 1000))}ms"
+                name = "idle_in_transaction_session_timeout"
+                connection.execute(select(func.set_config(name, limit, True)))
+            yield connection
 
     # --- parked events -------------------------------------------------------------------------
 
@@ -136,6 +158,17 @@ class Follower(ABC):
             error=None if error is None else described(error),
         )
         self._waiting.add(row.stream)
+        if error is not None:
+            logger.warning(
+                "%r parks version %d of %r (position %d), tried %d times: %s",
+                self.lease.name,
+                row.version,
+                row.stream,
+                row.position,
+                attempts,
+                described(error),
+                extra={"follower": self.lease.name, "position": row.position},
+            )
 
     def _retry_parked(self) -> None:
         """Try again what somebody has asked to; learn which streams have to wait."""
@@ -155,7 +188,7 @@ class Follower(ABC):
                 if not self._retry(parked, found[0]):
                     return
             else:  # it was deleted meanwhile, with its stream
-                with self._log.transaction() as connection:
+                with self._transaction() as connection:
                     self._note(connection, parked, None)
 
     def _note(self, connection: Connection, parked: ParkedRow, error: Exception | None) -> None:
@@ -189,13 +222,15 @@ class TableFollower(Follower):
             effects=True,
         )
         super().__init__(log, followers, parked, feed, lease, seconds)
+        if lease.version != projection.version:  # rebuilt by other code a moment ago
+            self.release()
+            raise ProjectionOutdatedError(lease.name, lease.version, projection.version)
         self._applier = Applier(projection, feed)
 
     def _handle(self, page: Page, to: int) -> None:
         if not self._waiting:
             try:
-                with self._log.transaction() as connection:
-                    self._end_if_idle(connection)
+                with self._transaction() as connection:
                     if page:
                         self._applier.together(connection, page)
                     moved = self._advance(connection, to, len(page))
@@ -213,8 +248,7 @@ class TableFollower(Follower):
     def _handle_singly(self, to: int) -> None:
         """Find out which events fail, and park them; the others have their effect."""
         rows = self._feed.rows(self.position, Bounds(position=to), BATCH)
-        with self._log.transaction() as connection:
-            self._end_if_idle(connection)
+        with self._transaction() as connection:
             for row in rows:
                 if row.stream in self._waiting:
                     self._park(connection, row, None, 0)
@@ -227,8 +261,7 @@ class TableFollower(Follower):
 
     def _retry(self, parked: ParkedRow, row: Row) -> bool:
         failures: list[Exception] = []
-        with self._log.transaction() as connection:
-            self._end_if_idle(connection)
+        with self._transaction() as connection:
             self._applier.singly(connection, (row,), lambda _, error: failures.append(error))
             self._note(connection, parked, failures[0] if failures else None)
         return not failures
@@ -269,13 +302,13 @@ class HandlerFollower(Follower):
                 failure, attempts = self._attempt(row)
                 if failure is not None and self.stopping.is_set():
                     return  # in the middle of the attempts: the next owner makes them all
-            with self._log.transaction() as connection:
+            with self._transaction() as connection:
                 if row.stream in self._waiting or failure is not None:
                     self._park(connection, row, failure, attempts)
                 moved = self._advance(connection, row.position, 1)
             self.lease = moved
         if self.position < to:
-            with self._log.transaction() as connection:
+            with self._transaction() as connection:
                 moved = self._advance(connection, to, 0)
             self.lease = moved
 
@@ -305,7 +338,7 @@ class HandlerFollower(Follower):
             self._call(row)
         except Exception as error:
             failure = error
-        with self._log.transaction() as connection:
+        with self._transaction() as connection:
             self._note(connection, parked, failure)
         return failure is None
 

@@ -9,18 +9,19 @@ cannot write. Nothing is held by a database session, so a pooling proxy may stan
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any, NamedTuple
 
 from sqlalchemy import (
     BigInteger,
     Connection,
+    Table,
     delete,
-    func,
     insert,
     literal,
     literal_column,
     select,
+    tuple_,
     update,
 )
 
@@ -65,6 +66,16 @@ class Followers:
         """The shards of a follower, in order; none if nobody has started it yet."""
         query = select(followers).where(_c.name == name, _c.shard != REBUILD).order_by(_c.shard)
         return self._read(query, connection)
+
+    def look(self, names: Collection[str]) -> tuple[dict[str, list[Checkpoint]], int]:
+        """The shards of several followers, and the time by the clock that leases go by."""
+        query = select(followers).where(_c.name.in_(names), _c.shard != REBUILD)
+        found: dict[str, list[Checkpoint]] = {name: [] for name in names}
+        with self._reading() as connection:
+            now: int = connection.execute(select(self._now())).scalar_one()
+            for row in self._read(query.order_by(_c.name, _c.shard), connection):
+                found[row.name].append(row)
+        return found, now
 
     def every(self) -> list[Checkpoint]:
         """All shards of all followers, and rebuilds that are under way."""
@@ -124,12 +135,14 @@ class Followers:
     ) -> Checkpoint | None:
         """Take a shard that nobody holds, or whose lease has run out; None if it is held.
 
-        `dead` is an owner of whom it is known that he does not live any more.
+        It does not wait: a row that somebody has locked is not to be had. `dead` is an owner of
+        whom it is known that he does not live any more.
         """
         free = (_c.owner.is_(None)) | (_c.owner.in_((owner, dead))) | (_c.expires_at < self._now())
+        wanted = (_c.name == name) & (_c.shard == shard) & free
         statement = (
             update(followers)
-            .where(_c.name == name, _c.shard == shard, free)
+            .where(wanted, self._unlocked(followers, wanted))
             .values(epoch=_c.epoch + 1, owner=owner, expires_at=self._in(seconds))
             .returning(followers)
         )
@@ -149,7 +162,7 @@ class Followers:
     def release(self, lease: Checkpoint) -> None:
         """Give a lease back, if it is still held."""
         statement = update(followers).where(*_held(lease)).values(owner=None, expires_at=0)
-        with self._log.transaction() as connection:
+        with self._alone() as connection:
             connection.execute(statement)
 
     def advance(
@@ -185,32 +198,75 @@ class Followers:
 
     # --- who is ready to work --------------------------------------------------------------------
 
-    def enlist(self, name: str, worker: str, seconds: float) -> int:
-        """Say that a worker is ready to take shards of a follower; how many are, in all."""
+    def heartbeat(self, worker: str, names: Collection[str], seconds: float) -> None:
+        """Say that a worker is alive, and ready to take shards of these followers.
+
+        All its leases go on, but for those of rows that are locked at this moment: it does not
+        wait. Who has not been heard of for longer than it said is forgotten.
+        """
         c = workers.c
-        now, until = self._now(), self._in(seconds)
-        mine = (c.follower == name) & (c.worker == worker)
-        with self._log.transaction() as connection:
-            if not connection.execute(
-                update(workers).where(mine).values(expires_at=until)
-            ).rowcount:
+        until = self._in(seconds)
+        late = c.expires_at < self._now()
+        mine = _c.owner == worker
+        with self._alone() as connection:
+            connection.execute(
+                update(followers)
+                .where(mine, self._unlocked(followers, mine))
+                .values(expires_at=until)
+            )
+            known = set(connection.scalars(select(c.follower).where(c.worker == worker)))
+            if known:
+                connection.execute(
+                    update(workers).where(c.worker == worker).values(expires_at=until)
+                )
+            for name in set(names) - known:
                 values = {"follower": name, "worker": worker, "expires_at": until}
                 connection.execute(insert(workers).values(values))
-            connection.execute(delete(workers).where(c.follower == name, c.expires_at < now))
-            ready = select(func.count()).select_from(workers).where(c.follower == name)
-            return connection.execute(ready).scalar_one()
+            connection.execute(delete(workers).where(late, self._unlocked(workers, late)))
 
-    def retire(self, worker: str) -> None:
-        """Say that a worker is ready no longer."""
-        with self._log.transaction() as connection:
-            connection.execute(delete(workers).where(workers.c.worker == worker))
+    def ready(self, names: Collection[str]) -> dict[str, list[str]]:
+        """The workers that are ready to take shards of these followers."""
+        c = workers.c
+        query = select(c.follower, c.worker).where(
+            c.follower.in_(names), c.expires_at >= self._now()
+        )
+        found: dict[str, list[str]] = {name: [] for name in names}
+        for name, worker in self._rows(query, None):
+            found[name].append(worker)
+        return found
+
+    def retire(self, worker: str, name: str | None = None) -> None:
+        """Say that a worker is ready no longer, for one follower or for all."""
+        statement = delete(workers).where(workers.c.worker == worker)
+        if name is not None:
+            statement = statement.where(workers.c.follower == name)
+        with self._alone() as connection:
+            connection.execute(statement)
 
     # --- plumbing ------------------------------------------------------------------------------
 
     def _joined(
         self, connection: Connection | None
     ) -> contextlib.AbstractContextManager[Connection]:
-        return self._log.transaction() if connection is None else contextlib.nullcontext(connection)
+        return self._alone() if connection is None else contextlib.nullcontext(connection)
+
+    def _alone(self) -> contextlib.AbstractContextManager[Connection]:
+        """A connection for statements that need no common transaction.
+
+        On PostgreSQL each is its own: a worker that is stopped between two requests then leaves
+        no row locked, for which all others would have to wait.
+        """
+        return self._reading() if self._is_postgres else self._log.transaction()
+
+    def _reading(self) -> contextlib.AbstractContextManager[Connection]:
+        self._log.watching()  # raises StoreClosedError; a closed engine would connect again
+        return reading(self._log.engine)
+
+    def _unlocked(self, table: Table, wanted: Any) -> Any:
+        """A condition: the row is wanted, and nobody has locked it."""
+        key = tuple_(*table.primary_key.columns)
+        found = select(*table.primary_key.columns).where(wanted).with_for_update(skip_locked=True)
+        return key.in_(found)
 
     def _now(self) -> Any:
         # The one clock that all machines share; on SQLite there is only this one.
@@ -227,7 +283,7 @@ class Followers:
     def _rows(self, query: Any, connection: Connection | None) -> Sequence[Any]:
         if connection is not None:
             return connection.execute(query).all()
-        with reading(self._log.engine) as own:
+        with self._reading() as own:
             return own.execute(query).all()
 
 

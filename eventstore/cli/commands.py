@@ -1,0 +1,125 @@
+"""What each command does."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+
+from eventstore import EventStore, EventStoreError, InvalidArgumentError, TableProjection, schema
+from eventstore.cli.output import (
+    log_to_stderr,
+    one_line,
+    show_parked,
+    show_progress,
+    show_status,
+)
+from eventstore.cli.targets import find
+from eventstore.cli.workers import Workers
+from eventstore.log.opening import open_engine
+from eventstore.log.tables import REVISION
+
+
+def migrate(options: argparse.Namespace) -> int:
+    """Create the tables or bring them up to date; or only look."""
+    if options.check:
+        engine, close = open_engine(options.url)
+        try:
+            schema.check(engine)
+        finally:
+            close()
+    else:
+        schema.migrate(options.url)
+    print(f"the tables are at revision {REVISION}")
+    return 0
+
+
+def run(options: argparse.Namespace) -> int:
+    """Work until told to stop, in this process or in several."""
+    url = _url(options)
+    followers = [find(target) for target in options.targets]
+    log_to_stderr()
+    if options.workers > 1:
+        return Workers(options.workers, options.targets, url, options.lease).run()
+    with EventStore(url) as store:
+        store.run(*followers, lease=options.lease)
+    return 0
+
+
+def catch_up(options: argparse.Namespace) -> int:
+    """Bring each follower up to date."""
+    followers = [find(target) for target in options.targets]
+    with EventStore(_url(options)) as store:
+        for follower in followers:
+            position = store.catch_up(follower)
+            print(f"{follower.__follower__} is up to date at position {position:,}", flush=True)
+    return 0
+
+
+def rebuild(options: argparse.Namespace) -> int:
+    """Build a projection's tables anew, and show how far that is."""
+    projection = _projection(options.target)
+    with EventStore(_url(options)) as store:
+        name = projection.__follower__
+        with show_progress(f"rebuilding {name}") as progress:
+            done = store.rebuild(projection, verify=options.verify, progress=progress)
+        print(f"{name} is rebuilt up to position {done.position:,}: {done.events:,} events")
+    return 0
+
+
+def accept(options: argparse.Namespace) -> int:
+    """Take a projection's code for that which has built its tables."""
+    projection = _projection(options.target)
+    with EventStore(_url(options)) as store:
+        store.accept(projection)
+    print(f"{projection.__follower__} is accepted as it is")
+    return 0
+
+
+def status(options: argparse.Namespace) -> int:
+    """Show how all followers are doing."""
+    with EventStore(_url(options), migrate=False) as store:
+        rows = store.status()
+    if options.json:
+        lags = [{"lag": row.lag.total_seconds()} for row in rows]
+        print(json.dumps([dataclasses.asdict(r) | lag for r, lag in zip(rows, lags, strict=True)]))
+    else:
+        show_status(rows)
+    return 0
+
+
+def parked(options: argparse.Namespace) -> int:
+    """Show what a follower has set aside, or do something about it."""
+    with EventStore(_url(options), migrate=False) as store:
+        if options.retry:
+            count = store.retry(options.name, options.stream)
+            print(f"{count:,} events will be tried again, by the worker or by the next catch-up")
+        elif options.discard is not None:
+            _discard(store, options.name, options.discard, options.stream)
+        else:
+            show_parked(store.parked(options.name, options.stream))
+    return 0
+
+
+def _discard(store: EventStore, name: str, position: int, stream: str | None) -> None:
+    found = [row for row in store.parked(name, stream) if row.position == position]
+    if not found or not store.discard(name, position):
+        raise InvalidArgumentError("discard", position, f"{name!r} has no such event parked")
+    print(
+        f"the event at position {position:,} is given up; what stands behind it in "
+        f"{one_line(found[0].stream)} will be tried again"
+    )
+
+
+def _url(options: argparse.Namespace) -> str:
+    if not options.url:
+        raise EventStoreError("say which database: --url URL, or the variable EVENTSTORE_URL")
+    url: str = options.url
+    return url
+
+
+def _projection(target: str) -> type[TableProjection]:
+    found = find(target)
+    if not (isinstance(found, type) and issubclass(found, TableProjection)):
+        raise InvalidArgumentError("target", target, "only a TableProjection has tables")
+    return found
