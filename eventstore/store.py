@@ -186,6 +186,7 @@ class EventStore(FollowingStore):
         cls: type[S],
         id: str,
         command: Callable[Concatenate[S, P], R],
+        /,
         *args: P.args,
         **kwargs: P.kwargs,
     ) -> R:
@@ -203,6 +204,7 @@ class EventStore(FollowingStore):
         cls: type[S],
         id: str,
         command: Callable[Concatenate[S, P], R],
+        /,
         *args: P.args,
         **kwargs: P.kwargs,
     ) -> R | None:
