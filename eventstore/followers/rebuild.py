@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -13,24 +13,24 @@ from sqlalchemy import Connection
 
 from eventstore.codec import Codec
 from eventstore.errors import (
+    EventStoreError,
     HandlerError,
     LogLockedError,
     ProjectionOutdatedError,
     RebuildDiffersError,
     RebuildRunningError,
-    ShardsChangedError,
+    StoredEventError,
 )
 from eventstore.followers.follower import shard_of
 from eventstore.followers.owner import has_died
 from eventstore.followers.registration import Registration, lock_of
-from eventstore.log.base import Bounds, Log, Row, Shard
+from eventstore.log.base import Bounds, Log, Shard
 from eventstore.log.followers import Checkpoint, Followers
 from eventstore.log.parked import ParkedEvents
 from eventstore.log.tables import REBUILD
 from eventstore.log.transactions import lock_name
-from eventstore.projections.applying import Applier, handler_error, may_be_a_handlers
-from eventstore.projections.feed import Feed
 from eventstore.projections.places import Shadow, shadow
+from eventstore.projections.replaying import Replay
 from eventstore.projections.table_projection import TableProjection
 
 #: Events a transaction, at the most.
@@ -39,8 +39,10 @@ BATCH: Final = 5000
 _LEASE: Final = 30.0
 #: How many differing rows of a table a verification tells.
 _MOST: Final = 100
-#: How long, in seconds, a swap is tried again while readers hold on to the living tables.
+#: How long, in seconds, a swap is tried again while others hold on to the living tables.
 _READERS: Final = 60.0
+#: Seconds for which they have the tables to themselves before the next try.
+_PAUSE: Final = 0.2
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,58 +93,55 @@ class Rebuild:
         self._followers = followers
         self._parked = parked
         self._registration = registration
+        self._name = registration.name
         self._cls = cls
         self._owner = owner
         self._read_timeout = read_timeout
         self._verify = verify
         self._report = progress or (lambda _: None)
-        self._feed = self._feed_of(None)
-        self._applier = Applier(cls(), self._feed)
-        self._events = 0
-        self._renewed_at = time.monotonic()
+        self._replay = Replay(log, codec, cls)
+        self._began = self._renewed_at = time.monotonic()
 
     def run(self) -> Progress:
         """Build, catch up, compare if asked to, swap; the last progress."""
-        name = self._registration.name
-        if not self._followers.find(name):
+        if not self._followers.find(self._name):
             self._registration.create()
         tables = shadow(self._log, self._cls.__tables__)
         try:
-            lease = self._begin(tables)
+            lease = self._first = self._begin(tables)
             try:
                 return self._build_and_swap(tables, lease)
-            except (HandlerError, RebuildDiffersError):
-                self._abandon(tables)
-                raise
-            except BaseException:
-                # What is built so far is kept, where it can be, for the next one to go on from.
-                with contextlib.suppress(Exception):
-                    self._followers.release(lease)
+            except BaseException as error:
+                # It would come to the same if it went on from here, or it cannot.
+                hopeless = isinstance(error, (HandlerError, StoredEventError, RebuildDiffersError))
+                with contextlib.suppress(EventStoreError):
+                    if hopeless or not tables.durable:
+                        self._abandon(tables, lease)
+                    else:
+                        self._followers.release(lease)
                 raise
         finally:
             tables.close()
 
-    # --- beginning -----------------------------------------------------------------------------
+    # --- beginning, and giving up --------------------------------------------------------------
 
     def _begin(self, tables: Shadow) -> Checkpoint:
         """Make the shadows, or find those that an interrupted rebuild has left, and own them."""
-        registration = self._registration
-        name = registration.name
+        registration, name = self._registration, self._name
         with self._log.transaction() as connection:
             lock_name(connection, lock_of(name))
-            found = self._followers.find(name, connection)
-            if found and found[0].version > registration.version:
-                raise ProjectionOutdatedError(name, found[0].version, registration.version)
+            shards = self._followers.find(name, connection)
+            if shards[0].version > registration.version:
+                raise ProjectionOutdatedError(name, shards[0].version, registration.version)
             left = self._followers.rebuild(name, connection)
-            lease = None
-            if left is not None:
-                lease = self._claim(connection, left)
-                if lease is None:
-                    raise RebuildRunningError(name, str(left.owner))
-            if left is None or lease is None or not self._fits(tables, left):
+            lease = None if left is None else self._claim(connection, left)
+            if left is not None and lease is None:
+                raise RebuildRunningError(name, str(left.owner))
+            tables.check(connection, name, _tables_of(shards[0]))
+            if lease is None or not self._fits(tables, lease, shards):
                 self._followers.remove(connection, name, rebuild=True)
-                tables.make(connection, json.loads(left.tables) if left else ())
-                fresh = registration.row(REBUILD)._replace(epoch=left.epoch if left else 0)
+                tables.make(connection, _tables_of(lease) if lease else ())
+                fresh = registration.row(REBUILD)._replace(epoch=lease.epoch if lease else 0)
                 self._followers.add(connection, [fresh])
                 lease = self._claim(connection, fresh)
         assert lease is not None
@@ -154,183 +153,192 @@ class Rebuild:
             row.name, REBUILD, self._owner, _LEASE, dead=dead, connection=connection
         )
 
-    def _fits(self, tables: Shadow, left: Checkpoint) -> bool:
-        """Whether the shadows that were left behind were made by this very code."""
+    def _fits(self, tables: Shadow, left: Checkpoint, shards: Sequence[Checkpoint]) -> bool:
+        """Whether it can go on with the shadows that were left behind."""
         registration = self._registration
         return (
             tables.durable
-            and left.version == registration.version
-            and left.fingerprint == registration.fingerprint
+            and (left.version, left.fingerprint) == (registration.version, registration.fingerprint)
+            and (self._goes_to_head(shards) or left.position <= _least(shards))
         )
 
-    def _abandon(self, tables: Shadow) -> None:
-        tables.drop()
+    def _abandon(self, tables: Shadow, lease: Checkpoint) -> None:
         with self._log.transaction() as connection:
-            self._followers.remove(connection, self._registration.name, rebuild=True)
+            self._followers.renew(lease, _LEASE, connection)  # else the shadows are another's
+            tables.drop(connection)
+            self._followers.remove(connection, self._name, rebuild=True)
 
     # --- building ------------------------------------------------------------------------------
 
     def _build_and_swap(self, tables: Shadow, lease: Checkpoint) -> Progress:
-        started, began = lease.position, time.monotonic()
-
-        def report(head: int) -> Progress:
-            seconds = time.monotonic() - began
-            progress = Progress(lease.position, head, self._events, seconds, started)
-            self._report(progress)
-            return progress
-
-        # Until next to nothing is left, and that is left for the swap.
-        head = self._target()
-        while lease.position < head:
-            lease = self._batch(tables, lease, head)
-            report(head)
-            if lease.position >= head:
-                head = self._target()
+        lease = self._build(tables, lease)
+        tables.analyze()
         deadline = time.monotonic() + _READERS
         while True:
             try:
                 lease = self._finish(tables, lease)
-                return report(lease.position)
-            except LogLockedError:  # readers of the living tables
+            except LogLockedError:
                 if time.monotonic() > deadline:
                     raise
+                time.sleep(_PAUSE)
                 self._followers.renew(lease, _LEASE)
-                time.sleep(0.2)
+                lease = self._build(tables, lease)
+            else:
+                return self._tell(lease, lease.position)
+
+    def _build(self, tables: Shadow, lease: Checkpoint) -> Checkpoint:
+        """Handle all but what is appended during one batch: that is left for the swap."""
+        while True:
+            head, batches = self._target(), 0
+            while lease.position < head:
+                lease = self._batch(tables, lease, head)
+                batches += 1
+                self._tell(lease, head)
+            if batches <= 1:
+                return lease
 
     def _target(self) -> int:
         """How far to build before the swap."""
         head = self._log.settled(self._read_timeout)
-        shards = self._followers.find(self._registration.name)
-        if self._goes_to_head(shards):
-            return head
-        return min(row.position for row in shards)  # no further than the living, to compare
-
-    def _batch(self, tables: Shadow, lease: Checkpoint, head: int) -> Checkpoint:
-        page = self._feed.page(lease.position, Bounds(position=head), BATCH)
-        to = page[-1][0] if len(page) == BATCH else head
-        with self._blaming(tables, lease.position, to), tables.transaction() as connection:
-            self._applier.together(connection, page)
-            if tables.durable:
-                lease = self._move(connection, lease, to, len(page))
-        if not tables.durable:
-            lease = self._renewed(lease, to, len(page))
-        self._events += len(page)
-        return lease
-
-    def _move(self, connection: Connection, lease: Checkpoint, to: int, handled: int) -> Checkpoint:
-        return self._followers.advance(connection, lease, to, handled=handled, seconds=_LEASE)
-
-    def _renewed(self, lease: Checkpoint, to: int, handled: int) -> Checkpoint:
-        # The shadows would not outlive this process, so their position need not either; only now
-        # and then does the log's one writer have to wait for a lease.
-        if time.monotonic() - self._renewed_at > _LEASE / 3:
-            self._followers.renew(lease, _LEASE)
-            self._renewed_at = time.monotonic()
-        return lease._replace(position=to, handled=lease.handled + handled)
-
-    @contextlib.contextmanager
-    def _blaming(self, tables: Shadow, after: int, to: int) -> Iterator[None]:
-        """Turn the failure of a page into that of the first event that fails by itself."""
-        try:
-            yield
-        except Exception as error:
-            if not may_be_a_handlers(error):
-                raise
-            culprits: list[tuple[Row, Exception]] = []
-
-            def failed(row: Row, failure: Exception) -> None:
-                culprits.append((row, failure))
-                raise failure
-
-            with contextlib.suppress(Exception), tables.transaction() as connection:
-                rows = self._feed.rows(after, Bounds(position=to), BATCH, connection=connection)
-                self._applier.singly(connection, rows, failed)
-                connection.rollback()
-            if not culprits:
-                raise
-            row, failure = culprits[0]
-            raise handler_error(self._log, self._registration.name, row, failure) from failure
-
-    # --- finishing -----------------------------------------------------------------------------
-
-    def _finish(self, tables: Shadow, lease: Checkpoint) -> Checkpoint:
-        """Catch up, compare and swap, in one transaction that keeps other writers out."""
-        name = self._registration.name
-        living = json.loads(self._followers.find(name)[0].tables)
-        with tables.finishing(lock_of(name), living) as connection:
-            shards = self._followers.lock(connection, name)
-            self._followers.renew(lease, _LEASE, connection)
-            head = self._log.settled(self._read_timeout, connection=connection)
-            if self._goes_to_head(shards):
-                self._catch_up(connection, lease.position, head, None)
-            else:
-                for row in shards:
-                    self._catch_up(connection, lease.position, row.position, shard_of(row))
-            if self._verify:
-                self._compare(tables, connection)
-            tables.swap(connection, living)
-            self._adopt(connection, shards, head)
-            self._followers.remove(connection, name, rebuild=True)
-        return lease._replace(position=head)
+        shards = self._followers.find(self._name)
+        return head if self._goes_to_head(shards) else _least(shards)
 
     def _goes_to_head(self, shards: Sequence[Checkpoint]) -> bool:
         """Whether the new tables begin where the log ends; else where the living ones are."""
         return not self._verify or any(row.in_step for row in shards)
 
-    def _catch_up(
-        self, connection: Connection, after: int, until: int, shard: Shard | None
-    ) -> None:
-        feed = self._feed if shard is None else self._feed_of(shard)
-        applier = Applier(self._cls(), feed)
-        while page := feed.page(after, Bounds(position=until), BATCH, connection=connection):
-            try:
-                applier.together(connection, page)
-            except Exception as error:
-                rows = feed.rows(after, Bounds(position=page[-1][0]), BATCH, connection=connection)
-                raise handler_error(self._log, self._registration.name, rows[0], error) from error
-            self._events += len(page)
-            after = page[-1][0]
+    def _batch(self, tables: Shadow, lease: Checkpoint, head: int) -> Checkpoint:
+        page = self._replay.page(lease.position, Bounds(position=head), BATCH)
+        to, handled = (page[-1][0] if len(page) == BATCH else head), len(page)
+        with tables.transaction() as connection:
+            self._replay.apply(connection, page)
+            if tables.durable:
+                return self._followers.advance(
+                    connection, lease, to, handled=handled, seconds=_LEASE
+                )
+        # The shadows would not outlive this process, so their position need not either.
+        self._renew_in_time(lease)
+        return lease._replace(position=to, handled=lease.handled + handled)
 
-    def _compare(self, tables: Shadow, connection: Connection) -> None:
-        found = tables.differences(connection, _MOST + 1)
+    def _renew_in_time(self, lease: Checkpoint) -> None:
+        """Lengthen the lease now and then only: the log's one writer has to wait for it."""
+        if time.monotonic() - self._renewed_at > _LEASE / 3:
+            with contextlib.suppress(LogLockedError):  # after the next batch, then
+                self._followers.renew(lease, _LEASE)
+                self._renewed_at = time.monotonic()
+
+    def _tell(self, lease: Checkpoint, head: int) -> Progress:
+        progress = Progress(
+            position=lease.position,
+            head=head,
+            events=lease.handled - self._first.handled,
+            seconds=time.monotonic() - self._began,
+            started=self._first.position,
+        )
+        self._report(progress)
+        return progress
+
+    # --- finishing -----------------------------------------------------------------------------
+
+    def _finish(self, tables: Shadow, lease: Checkpoint) -> Checkpoint:
+        """Catch up, compare and swap, in one transaction that keeps other writers out."""
+        living = _tables_of(self._followers.find(self._name)[0])
+        with tables.finishing(lock_of(self._name), living) as connection:
+            shards = self._followers.lock(connection, self._name)
+            self._followers.renew(lease, _LEASE, connection)
+            ends = self._ends(connection, lease, shards)
+            for shard, end in ends:
+                lease = self._catch_up(tables, connection, lease, lease.position, end, shard)
+            if self._verify:
+                self._compare(tables, connection, living)
+            if len(ends) > 1 and len(shards) != self._cls.__shards__:
+                # The log is divided anew, and that needs one position.
+                furthest = max(end for _, end in ends)
+                for shard, end in ends:
+                    lease = self._catch_up(tables, connection, lease, end, furthest, shard)
+                ends = [(None, furthest)]
+            tables.swap(connection, living)
+            self._adopt(connection, shards, ends)
+            self._followers.remove(connection, self._name, rebuild=True)
+        return lease._replace(position=min(end for _, end in ends))
+
+    def _ends(
+        self, connection: Connection, lease: Checkpoint, shards: Sequence[Checkpoint]
+    ) -> list[tuple[Shard | None, int]]:
+        """Up to where the new tables have to be, by shard: no reader is to go back in time."""
+        if not self._goes_to_head(shards):
+            return [(shard_of(row), row.position) for row in shards]
+        found = self._log.read_all(0, Bounds(), limit=1, backwards=True, connection=connection)
+        last = found[0].position if found else 0
+        if any(row.in_step for row in shards):
+            # Appends of what is handled wait for the name that this transaction holds, so all of
+            # it is there, and others need not be waited for.
+            return [(None, max(lease.position, last))]
+        furthest = max(row.position for row in shards)
+        # Where the living ones are, the log is final. Beyond its end they are of another log.
+        return [(None, max(lease.position, furthest if furthest <= last else 0))]
+
+    def _catch_up(
+        self,
+        tables: Shadow,
+        connection: Connection,
+        lease: Checkpoint,
+        after: int,
+        until: int,
+        shard: Shard | None,
+    ) -> Checkpoint:
+        replay = self._replay if shard is None else Replay(self._log, self._codec, self._cls, shard)
+        bounds, handled = Bounds(position=until), lease.handled
+        while page := replay.page(after, bounds, BATCH, connection=connection):
+            if tables.lenient:
+                raise LogLockedError(
+                    "the database enforces foreign keys, and events to be handled come in too "
+                    "quick a succession for tables to be swapped between two of them; nothing was "
+                    "written, a retry is safe"
+                )
+            replay.apply(connection, page)
+            handled += len(page)
+            after = page[-1][0]
+        return lease._replace(handled=handled)
+
+    def _compare(self, tables: Shadow, connection: Connection, living: Sequence[str]) -> None:
+        found = tables.differences(connection, living, _MOST + 1)
         if found:
             more = len(found) > _MOST
-            raise RebuildDiffersError(self._registration.name, tuple(found[:_MOST]), more)
+            raise RebuildDiffersError(self._name, tuple(found[:_MOST]), more)
 
-    def _adopt(self, connection: Connection, shards: Sequence[Checkpoint], head: int) -> None:
+    def _adopt(
+        self,
+        connection: Connection,
+        shards: Sequence[Checkpoint],
+        ends: Sequence[tuple[Shard | None, int]],
+    ) -> None:
         """The checkpoints of the new tables. Whoever holds a lease on the old ones has lost it."""
-        registration, name = self._registration, self._registration.name
+        registration, name = self._registration, self._name
         self._parked.clear(connection, name)
         if len(shards) == self._cls.__shards__:
-            position = {"position": head} if self._goes_to_head(shards) else {}
             self._followers.set(
                 connection,
                 name,
                 version=registration.version,
                 fingerprint=registration.fingerprint,
                 tables=registration.table_names(),
-                **position,
+                **({"position": ends[0][1]} if len(ends) == 1 else {}),
             )
             return
-        positions = {head} if self._goes_to_head(shards) else {row.position for row in shards}
-        if len(positions) > 1:
-            raise ShardsChangedError(name, len(shards), self._cls.__shards__)
         epoch = max(row.epoch for row in shards) + 1
-        in_step = shards[0].in_step
+        rows = registration.shards(ends[0][1], sum(row.handled for row in shards))
         self._followers.remove(connection, name)
+        in_step = shards[0].in_step
         self._followers.add(
-            connection,
-            [
-                row._replace(epoch=epoch, in_step=in_step)
-                for row in registration.shards(positions.pop())
-            ],
+            connection, [row._replace(epoch=epoch, in_step=in_step) for row in rows]
         )
 
-    def _feed_of(self, shard: Shard | None) -> Feed:
-        return Feed(
-            self._log,
-            self._codec,
-            self._cls.__handlers__,
-            categories=self._cls.__categories__,
-            shard=shard,
-        )
+
+def _tables_of(row: Checkpoint) -> list[str]:
+    names: list[str] = json.loads(row.tables)
+    return names
+
+
+def _least(shards: Sequence[Checkpoint]) -> int:
+    return min(row.position for row in shards)

@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 from sqlalchemy import Connection
 from sqlalchemy.exc import DBAPIError
 
-from eventstore.errors import HandlerError, LogError, LogLockedError, LogUnavailableError
-from eventstore.log.base import Log, Row
+from eventstore.errors import LogError, LogLockedError, LogUnavailableError
+from eventstore.log.base import Row
 from eventstore.log.transactions import translated
 from eventstore.projections.feed import Feed, Page
 from eventstore.projections.table_projection import TableProjection
@@ -61,18 +61,6 @@ def may_be_a_handlers(error: Exception) -> bool:
     """Whether the failure of a page may be that of a handler, so that another try would fail."""
     # Of the driver's errors, those that are just LogError: a violated constraint, a wrong type.
     return not isinstance(error, LogError) or type(error) is LogError
-
-
-def handler_error(log: Log, follower: str, row: Row, error: Exception) -> HandlerError:
-    """The error that says which event a handler failed on."""
-    return HandlerError(
-        follower,
-        row.stream,
-        row.version,
-        row.position,
-        log.event_type(row.type).name,
-        described(error),
-    )
 
 
 def described(error: BaseException) -> str:

@@ -4,10 +4,33 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
-from sqlalchemy import Connection, MetaData, Table, cast, except_, inspect, select
-from sqlalchemy.types import JSON, Text
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    FromClause,
+    Inspector,
+    Table,
+    and_,
+    cast,
+    column,
+    except_,
+    func,
+    inspect,
+    not_,
+    or_,
+    select,
+    table,
+    true,
+    type_coerce,
+)
+from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.types import JSON, Float, Numeric, Text, TypeEngine
+
+#: Numbers in floating point are the same if they differ by no more than this part: sums of them
+#: depend on the order, and on which of them were written together.
+_NOISE: Final = 1e-9
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,46 +52,131 @@ class Difference:
 def differences(
     connection: Connection, tables: Sequence[Table], rebuilt: str, living: str, limit: int
 ) -> list[Difference]:
-    """Rows that are in the tables of one schema and not in those of the other.
+    """Rows that differ between the tables of two schemas: at most `limit` of each table.
 
-    At most `limit` of each table. Rows of one primary key are put side by side. A table that
-    one schema lacks, or whose columns differ, has all of its rows.
+    What both sides have is compared: a table that only one of them has is left out, and so is a
+    column. Rows of one primary key are put side by side.
     """
-    found: list[Difference] = []
     inspector = inspect(connection)
-    for table in tables:
-        if not inspector.has_table(table.name, schema=living):
-            continue
-        old = {column["name"] for column in inspector.get_columns(table.name, schema=living)}
-        shared = [column for column in table.columns if column.name in old]
-        now, then = (_rows(table, shared, schema) for schema in (rebuilt, living))
-        gained = connection.execute(except_(now, then).limit(limit)).mappings().all()
-        lost = connection.execute(except_(then, now).limit(limit)).mappings().all()
-        found += _paired(table, [dict(row) for row in lost], [dict(row) for row in gained])[:limit]
+    found: list[Difference] = []
+    for each in tables:
+        if inspector.has_table(each.name, schema=living):
+            found += _Comparison(connection, inspector, each, rebuilt, living).differences(limit)
     return found
 
 
-def _rows(table: Table, columns: Sequence[Any], schema: str) -> Any:
-    copy = Table(table.name, MetaData(), *(c._copy() for c in table.columns), schema=schema)
-    # PostgreSQL cannot compare values of its type json.
-    return select(
-        *(
-            cast(copy.c[c.name], Text).label(c.name) if isinstance(c.type, JSON) else copy.c[c.name]
-            for c in columns
+class _Comparison:
+    """One table in two schemas."""
+
+    def __init__(
+        self, connection: Connection, inspector: Inspector, each: Table, rebuilt: str, living: str
+    ) -> None:
+        self._connection = connection
+        self._is_postgres = connection.dialect.name == "postgresql"
+        self._table = each
+        new, old = (_types(inspector, each.name, schema) for schema in (rebuilt, living))
+        shared = [c for c in each.columns if c.name in old]
+        self._names = [c.name for c in shared]
+        # A column whose type has changed is compared, and read, as what it is on each side.
+        self._changed = {n for n in self._names if repr(new[n]) != repr(old[n])}
+        old_types = [old[c.name] if c.name in self._changed else c.type for c in shared]
+        self._new = _side(each.name, self._names, [c.type for c in shared], rebuilt)
+        self._old = _side(each.name, self._names, old_types, living)
+        key = [c.name for c in each.primary_key.columns]
+        self._key = key if set(key) <= set(self._names) else []
+
+    def differences(self, limit: int) -> list[Difference]:
+        if self._key:
+            return [*self._changes(limit), *self._losses(limit)][:limit]
+        gained = [(None, row) for row in self._surplus(self._new, self._old, limit)]
+        lost = [(row, None) for row in self._surplus(self._old, self._new, limit)]
+        return [self._difference(*pair) for pair in (*lost, *gained)][:limit]
+
+    # --- by primary key ------------------------------------------------------------------------
+
+    def _changes(self, limit: int) -> list[Difference]:
+        """Rows that the rebuilt table has, and the living one has not, or not so."""
+        new, old, count = self._new, self._old, len(self._names)
+        missing = old.c[self._key[0]].is_(None)
+        differ = [self._differ(name) for name in self._names if name not in self._key]
+        query = (
+            select(*new.c, *old.c, missing)
+            .select_from(new.outerjoin(old, self._same_key()))
+            .where(or_(missing, *differ))
+            .order_by(*(new.c[name] for name in self._key))
+            .limit(limit)
         )
-    )
+        return [
+            self._difference(None if row[-1] else row[count:-1], row[:count])
+            for row in self._connection.execute(query)
+        ]
+
+    def _losses(self, limit: int) -> list[Difference]:
+        """Rows that only the living table has."""
+        new, old = self._new, self._old
+        query = (
+            select(*old.c)
+            .select_from(old.outerjoin(new, self._same_key()))
+            .where(new.c[self._key[0]].is_(None))
+            .order_by(*(old.c[name] for name in self._key))
+            .limit(limit)
+        )
+        return [self._difference(row, None) for row in self._connection.execute(query)]
+
+    def _same_key(self) -> ColumnElement[bool]:
+        return and_(*(self._value(self._new, n) == self._value(self._old, n) for n in self._key))
+
+    def _differ(self, name: str) -> ColumnElement[bool]:
+        new, old = self._value(self._new, name), self._value(self._old, name)
+        distinct = new.is_distinct_from(old)
+        if name in self._changed or not self._is_inexact(name):
+            return distinct
+        gap = func.abs(type_coerce(new, Float) - type_coerce(old, Float))
+        near = and_(*(gap <= _NOISE * (1 + func.abs(type_coerce(v, Float))) for v in (new, old)))
+        return and_(distinct, func.coalesce(not_(near), true()))
+
+    def _is_inexact(self, name: str) -> bool:
+        # SQLite has no other numbers than integers and floats.
+        kinds = (Float,) if self._is_postgres else (Float, Numeric)
+        return isinstance(self._new.c[name].type, kinds)
+
+    # --- without one ---------------------------------------------------------------------------
+
+    def _surplus(self, one: FromClause, other: FromClause, limit: int) -> list[tuple[Any, ...]]:
+        """Rows of which one side has more than the other."""
+        query = except_(self._numbered(one), self._numbered(other)).limit(limit)
+        return [tuple(row[:-1]) for row in self._connection.execute(query)]
+
+    def _numbered(self, side: FromClause) -> Any:
+        """Rows, of which those that are alike are told apart by a number."""
+        values = [self._value(side, name) for name in self._names]
+        number = func.row_number().over(partition_by=values)
+        return select(*(v.label(n) for v, n in zip(values, self._names, strict=True)), number)
+
+    # --- both ----------------------------------------------------------------------------------
+
+    def _value(self, side: FromClause, name: str) -> ColumnElement[Any]:
+        """A column's value as it can be compared."""
+        value = side.c[name]
+        if name in self._changed:
+            return cast(value, Text)
+        if isinstance(value.type, JSON):  # PostgreSQL's own json cannot be
+            return cast(value, JSONB) if self._is_postgres else type_coerce(value, Text)
+        return value
+
+    def _difference(self, living: Any, rebuilt: Any) -> Difference:
+        return Difference(self._table.name, self._shown(living), self._shown(rebuilt))
+
+    def _shown(self, row: Any) -> dict[str, Any] | None:
+        return None if row is None else dict(zip(self._names, row, strict=True))
 
 
-def _paired(
-    table: Table, lost: list[dict[str, Any]], gained: list[dict[str, Any]]
-) -> list[Difference]:
-    names = [column.name for column in table.primary_key.columns]
+def _types(inspector: Inspector, name: str, schema: str) -> dict[str, TypeEngine[Any]]:
+    return {c["name"]: c["type"] for c in inspector.get_columns(name, schema=schema)}
 
-    def key(row: dict[str, Any]) -> tuple[Any, ...]:
-        return tuple(row[name] for name in names)
 
-    # Without a primary key no two rows belong together.
-    old = {key(row): row for row in lost} if names else {}
-    pairs = [(old.pop(key(row), None) if names else None, row) for row in gained]
-    rest = [(row, None) for row in (old.values() if names else lost)]
-    return [Difference(table.name, was, becomes) for was, becomes in (*pairs, *rest)]
+def _side(
+    name: str, names: Sequence[str], types: Sequence[TypeEngine[Any]], schema: str
+) -> FromClause:
+    columns = (column(n, t) for n, t in zip(names, types, strict=True))
+    return table(name, *columns, schema=schema)

@@ -10,9 +10,9 @@ from sqlalchemy import Connection
 
 from eventstore.codec import Codec
 from eventstore.log.base import Bounds, Log
-from eventstore.projections.applying import Applier
-from eventstore.projections.feed import Feed
+from eventstore.log.transactions import own_errors
 from eventstore.projections.places import scratch
+from eventstore.projections.replaying import Replay
 from eventstore.projections.table_projection import TableProjection
 
 #: Events a page, at the most.
@@ -24,11 +24,12 @@ def as_of(
     log: Log, codec: Codec, cls: type[TableProjection], until: Bounds
 ) -> Iterator[Connection]:
     """A connection on which the projection's tables are those of a cut. See `EventStore.as_of`."""
-    feed = Feed(log, codec, cls.__handlers__, categories=cls.__categories__)
-    applier = Applier(cls(), feed)
+    replay = Replay(log, codec, cls)
     with scratch(log, cls.__tables__) as connection:
-        after = 0
-        while page := feed.page(after, until, _PAGE):
-            applier.together(connection, page)
-            after = page[-1][0]
+        with own_errors(connection):
+            after = 0
+            while page := replay.page(after, until, _PAGE):
+                replay.apply(connection, page)
+                after = page[-1][0]
+            connection.hold()
         yield connection

@@ -12,28 +12,46 @@ from __future__ import annotations
 
 import contextlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Final
 
-from sqlalchemy import Connection, MetaData, Table, func, inspect, literal, select, text
+from sqlalchemy import (
+    Connection,
+    MetaData,
+    NestedTransaction,
+    Table,
+    column,
+    func,
+    insert,
+    inspect,
+    literal,
+    select,
+    table,
+    text,
+)
 from sqlalchemy.schema import CheckFirst, CreateIndex, CreateTable, DropTable
+from sqlalchemy.types import SchemaType
 
 from eventstore.errors import TableTakenError
 from eventstore.log.base import Log
 from eventstore.log.transactions import lock_name, own_errors
+from eventstore.projections.dependents import dependents, drop_all, restore, rights, run
 from eventstore.projections.differences import Difference, differences
 
 #: PostgreSQL's schema for shadows, which a migration has made.
 SHADOW: Final = "eventstore_shadow"
-#: How long, in milliseconds, a swap waits for readers before it steps back and lets others pass.
-_PATIENCE: Final = 1000
+#: How long, in milliseconds, a swap waits for a lock before it steps back and lets others pass:
+#: less than a server waits until it looks for deadlocks, so that no reader is ended for one.
+_PATIENCE: Final = 400
+#: SQLite: the tables as they are declared are those of the file, not temporary ones.
+_MAIN: Final = {"schema_translate_map": {None: "main"}}
 
 
 def make(connection: Connection, tables: Sequence[Table], *, temporary: bool = False) -> None:
     """Make tables with their indexes, where the connection makes tables."""
     copies = MetaData()
-    for table in tables:
-        copy = table.to_metadata(copies)
+    for each in tables:
+        copy = each.to_metadata(copies)
         if temporary:
             copy._prefixes = ["TEMPORARY"]
             if connection.dialect.name == "postgresql":
@@ -44,11 +62,16 @@ def make(connection: Connection, tables: Sequence[Table], *, temporary: bool = F
 
 def make_living(connection: Connection, follower: str, tables: Sequence[Table]) -> None:
     """Make a projection's own tables. Raises TableTakenError."""
-    inspector = inspect(connection)
-    for table in tables:
-        if inspector.has_table(table.name):
-            raise TableTakenError(follower, table.name)
+    refuse_taken(connection, follower, [each.name for each in tables])
     make(connection, tables)
+
+
+def refuse_taken(connection: Connection, follower: str, names: Iterable[str]) -> None:
+    """Raise TableTakenError if a table is there that the projection has not made."""
+    inspector = inspect(connection)
+    for name in names:
+        if inspector.has_table(name):
+            raise TableTakenError(follower, name)
 
 
 def drop(connection: Connection, names: Sequence[str], schema: str | None = None) -> None:
@@ -57,31 +80,86 @@ def drop(connection: Connection, names: Sequence[str], schema: str | None = None
         connection.execute(DropTable(Table(name, MetaData(), schema=schema), if_exists=True))
 
 
+class Scratch(Connection):
+    """A connection that holds on to its transaction, which is rolled back after all.
+
+    A commit or a rollback in between would take scratch tables away, and their names would mean
+    the living ones again. So, from `hold` to `end`, both concern only what is written meanwhile.
+    """
+
+    _since: NestedTransaction | None = None
+
+    def hold(self) -> None:
+        """From now on a rollback goes back to here."""
+        self._since = self.begin_nested()
+
+    def commit(self) -> None:
+        if self._since is None:
+            super().commit()
+        else:
+            self._since.commit()
+            self.hold()
+
+    def rollback(self) -> None:
+        if self._since is None:
+            super().rollback()
+        else:
+            self._since.rollback()
+            self.hold()
+
+    def end(self) -> None:
+        """Roll everything back."""
+        self._since = None
+        self.rollback()
+
+
 @contextlib.contextmanager
-def scratch(log: Log, tables: Sequence[Table]) -> Iterator[Connection]:
+def scratch(log: Log, tables: Sequence[Table]) -> Iterator[Scratch]:
     """A connection on which the names of the tables mean empty scratch tables, for one block."""
-    with own_errors(log.engine), log.engine.connect() as connection:
-        if connection.dialect.name == "postgresql":
-            connection.execution_options(isolation_level="READ COMMITTED")
-        make(connection, tables, temporary=True)
+    with own_errors(log.engine):
+        connection = Scratch(log.engine)
+    with connection:
+        with own_errors(connection):
+            if connection.dialect.name == "postgresql":
+                connection.execution_options(isolation_level="READ COMMITTED")
+            _begin(connection)
+            make(connection, tables, temporary=True)
         try:
             yield connection
         finally:
-            connection.rollback()
-            if connection.dialect.name == "sqlite":  # which keeps them, should the block commit
-                drop(connection, [table.name for table in tables], "temp")
+            connection.end()
+            if connection.dialect.name == "sqlite":  # should somebody have sent a COMMIT
+                drop(connection, [each.name for each in tables], "temp")
                 connection.commit()
 
 
+def _begin(connection: Connection) -> None:
+    """Begin a transaction, also where the driver begins none before it makes tables."""
+    connection.begin()
+    raw: Any = connection.connection.dbapi_connection
+    if connection.dialect.name == "sqlite" and not raw.in_transaction:
+        connection.exec_driver_sql("BEGIN")
+
+
 class Shadow(ABC):
-    """A projection's tables as they are built anew beside the living ones."""
+    """A projection's tables as they are built anew beside the living ones.
+
+    `living` are the names of those: an older version may have had others.
+    """
+
+    #: Whether what is built outlives the process, so that a rebuild can be resumed.
+    durable: bool
+    #: Whether foreign keys rest in `finishing`, so that no handler may run there.
+    lenient = False
 
     def __init__(self, log: Log, tables: Sequence[Table]) -> None:
         self._log = log
         self._tables = tables
+        self._names = [each.name for each in tables]
 
-    #: Whether what is built outlives the process, so that a rebuild can be resumed.
-    durable: bool
+    def check(self, connection: Connection, follower: str, living: Sequence[str]) -> None:
+        """Raise for what would keep them from being swapped: TableTakenError, LogError."""
+        refuse_taken(connection, follower, [name for name in self._names if name not in living])
 
     @abstractmethod
     def make(self, connection: Connection, leftover: Sequence[str]) -> None:
@@ -92,13 +170,22 @@ class Shadow(ABC):
         """A transaction in which the tables' names mean the shadows."""
 
     @abstractmethod
+    def analyze(self) -> None:
+        """Let the database know what is in them, so that readers' queries are planned well."""
+
+    @abstractmethod
     def finishing(
         self, lock: str, living: Sequence[str]
     ) -> contextlib.AbstractContextManager[Connection]:
-        """The same for the last steps: nobody else writes to the living tables meanwhile."""
+        """The same for the last steps: nobody else writes to the living tables meanwhile.
+
+        Raises LogLockedError where others are in the way.
+        """
 
     @abstractmethod
-    def differences(self, connection: Connection, limit: int) -> list[Difference]:
+    def differences(
+        self, connection: Connection, living: Sequence[str], limit: int
+    ) -> list[Difference]:
         """Rows in which the shadows differ from the living tables, at most `limit` a table."""
 
     @abstractmethod
@@ -106,8 +193,8 @@ class Shadow(ABC):
         """Put them in the place of the living tables."""
 
     @abstractmethod
-    def drop(self) -> None:
-        """Drop them, if they are there."""
+    def drop(self, connection: Connection) -> None:
+        """Drop them, in a transaction of the log's, if they would outlast `close`."""
 
     @abstractmethod
     def close(self) -> None:
@@ -115,13 +202,25 @@ class Shadow(ABC):
 
 
 class PostgresShadow(Shadow):
-    """Shadows in a schema of their own."""
+    """Shadows in a schema of their own.
+
+    A reader whose transaction is REPEATABLE READ and older than the swap finds new tables, and in
+    them only what its snapshot knows: PostgreSQL keeps no versions of a table's name.
+    """
 
     durable = True
 
+    def check(self, connection: Connection, follower: str, living: Sequence[str]) -> None:
+        super().check(connection, follower, living)
+        dependents(connection, list(_ids(connection, living).values()))
+
     def make(self, connection: Connection, leftover: Sequence[str]) -> None:
         drop(connection, leftover, SHADOW)
-        drop(connection, [table.name for table in self._tables], SHADOW)
+        self.drop(connection)
+        for each in self._tables:
+            for one in each.columns:
+                if isinstance(one.type, SchemaType):  # it is not swapped, so not made beside
+                    one.type.create(connection, checkfirst=True)
         _search_shadows_first(connection)
         make(connection, self._tables)
 
@@ -131,41 +230,50 @@ class PostgresShadow(Shadow):
             _search_shadows_first(connection)
             yield connection
 
+    def analyze(self) -> None:
+        with self._log.transaction() as connection:
+            for name in self._names:
+                run(connection, f"ANALYZE {SHADOW}.{_quoted(name)}")
+
     @contextlib.contextmanager
     def finishing(self, lock: str, living: Sequence[str]) -> Iterator[Connection]:
         with self._log.transaction() as connection:
-            _set_locally(connection, "lock_timeout", f"{_PATIENCE}ms")
+            connection.execute(select(func.set_config("lock_timeout", f"{_PATIENCE}ms", True)))
             # The lock by name before tables, as appends in step take it; tables before checkpoints,
             # as workers do.
             lock_name(connection, lock)
             for name in sorted(living):
-                connection.execute(
-                    text(f"LOCK TABLE {_quoted(connection, name)} IN SHARE ROW EXCLUSIVE MODE")
-                )
+                run(connection, f"LOCK TABLE {_quoted(name)} IN SHARE ROW EXCLUSIVE MODE")
             _search_shadows_first(connection)
             yield connection
 
-    def differences(self, connection: Connection, limit: int) -> list[Difference]:
-        schema = _schema_of_living(connection, self._tables[0].name)
+    def differences(
+        self, connection: Connection, living: Sequence[str], limit: int
+    ) -> list[Difference]:
+        schema = _schema_of(connection, living)
         return differences(connection, self._tables, SHADOW, schema, limit)
 
     def swap(self, connection: Connection, living: Sequence[str]) -> None:
-        schema = _schema_of_living(connection, living[0] if living else self._tables[0].name)
-        place = f"{_quoted(connection, schema)}."
-        if living:
-            names = ", ".join(place + _quoted(connection, name) for name in sorted(living))
-            connection.execute(text(f"LOCK TABLE {names} IN ACCESS EXCLUSIVE MODE"))
-        grants = {name: _grants(connection, schema, name) for name in living}
-        drop(connection, living, schema)
-        for table in self._tables:
-            name = _quoted(connection, table.name)
-            connection.execute(text(f"ALTER TABLE {SHADOW}.{name} SET SCHEMA {place[:-1]}"))
-            for grant in grants.get(table.name, ()):
-                connection.execute(text(grant.format(table=place + name)))
+        schema = _schema_of(connection, living)
+        old = _ids(connection, living, schema)
+        found = dependents(connection, list(old.values()))
+        qualified = [f"{_quoted(schema)}.{_quoted(name)}" for name in sorted(old)]
+        again = [
+            statement
+            for each in self._tables
+            if each.name in old
+            for statement in rights(connection, old[each.name], [one.name for one in each.columns])
+        ]
+        for statement in found.removing:  # in the order in which readers lock: views, then tables
+            run(connection, statement)
+        if old:
+            drop_all(connection, qualified)
+        for name in self._names:
+            run(connection, f"ALTER TABLE {SHADOW}.{_quoted(name)} SET SCHEMA {_quoted(schema)}")
+        restore(connection, (*again, *found.restoring))
 
-    def drop(self) -> None:
-        with self._log.transaction() as connection:
-            drop(connection, [table.name for table in self._tables], SHADOW)
+    def drop(self, connection: Connection) -> None:
+        drop(connection, self._names, SHADOW)
 
     def close(self) -> None:
         """Nothing is held."""
@@ -176,61 +284,75 @@ def _search_shadows_first(connection: Connection) -> None:
     connection.execute(select(func.set_config("search_path", path, True)))
 
 
-def _set_locally(connection: Connection, setting: str, value: str) -> None:
-    connection.execute(select(func.set_config(setting, value, True)))
-
-
-def _schema_of_living(connection: Connection, name: str) -> str:
-    """The schema in which the living tables are: the first of the path beside the shadows'."""
+def _schema_of(connection: Connection, living: Sequence[str]) -> str:
+    """The schema of the living tables: the first of the path beside the shadows', if none is."""
     schemas: Sequence[str] = connection.execute(select(func.current_schemas(False))).scalar_one()
-    inspector = inspect(connection)
     others = [schema for schema in schemas if schema != SHADOW]
-    return next((s for s in others if inspector.has_table(name, schema=s)), others[0])
+    return next((s for s in others if _ids(connection, living, s)), others[0])
 
 
-def _grants(connection: Connection, schema: str, name: str) -> list[str]:
-    """What gives the privileges on a table again, to whoever had them."""
+def _ids(
+    connection: Connection, living: Sequence[str], schema: str | None = None
+) -> dict[str, int]:
+    """The ids of tables by name: in a schema, or of those that are found without one."""
     query = text("""
-        SELECT a.privilege_type, pg_get_userbyid(a.grantee), a.grantee = 0, a.is_grantable
-          FROM pg_class c, aclexplode(c.relacl) a
-         WHERE c.relname = :name AND c.relnamespace = to_regnamespace(:schema)
-           AND a.grantee <> c.relowner""")
-    values = {"name": name, "schema": _quoted(connection, schema)}
-    return [
-        f"GRANT {privilege} ON {{table}} TO "
-        f"{'PUBLIC' if public else _quoted(connection, role).replace('{', '{{').replace('}', '}}')}"
-        f"{' WITH GRANT OPTION' if grantable else ''}"
-        for privilege, role, public, grantable in connection.execute(query, values)
-    ]
+        SELECT c.relname, c.oid FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+         WHERE c.relname = ANY(:names) AND c.relkind IN ('r', 'p')
+           AND CASE WHEN CAST(:schema AS text) IS NULL THEN pg_table_is_visible(c.oid)
+                    ELSE n.nspname = :schema END""")
+    rows = connection.execute(query, {"names": list(living), "schema": schema})
+    return {row.relname: row.oid for row in rows}
 
 
-def _quoted(connection: Connection, name: str) -> str:
-    return connection.dialect.identifier_preparer.quote(name)
+def _quoted(name: str) -> str:
+    return '"' + name.replace('"', '""') + '"'
 
 
 class SqliteShadow(Shadow):
-    """Shadows as temporary tables of one connection, which is kept until the end."""
+    """Shadows as temporary tables of one connection, which is kept until the end.
+
+    With them go triggers and indexes that others have put on the living tables; what refers to
+    these finds the new ones by name.
+    """
 
     durable = False
 
     def __init__(self, log: Log, tables: Sequence[Table]) -> None:
         super().__init__(log, tables)
-        self._connection = log.engine.connect()
+        with own_errors(log.engine):
+            self._connection = log.engine.connect()
+        try:
+            # Before there is a transaction of the log's, which a memory database would wait for.
+            with self.transaction() as own:
+                make(own, tables, temporary=True)
+        except BaseException:
+            self.close()
+            raise
 
     def make(self, connection: Connection, leftover: Sequence[str]) -> None:
-        with self.transaction() as own:
-            make(own, self._tables, temporary=True)
+        """They were made with the connection, and nobody else can have left any."""
 
     @contextlib.contextmanager
     def transaction(self) -> Iterator[Connection]:
-        with own_errors(self._connection), self._connection.begin():
-            yield self._connection
+        connection = self._connection
+        with own_errors(connection):
+            _begin(connection)
+            try:
+                yield connection
+            except BaseException:
+                connection.rollback()
+                raise
+            connection.commit()
+
+    def analyze(self) -> None:
+        """It plans without."""
 
     @contextlib.contextmanager
     def finishing(self, lock: str, living: Sequence[str]) -> Iterator[Connection]:
-        # Tables are dropped and made again: what refers to them finds them by name.
+        # Tables are dropped and made again. Foreign keys would see their rows go.
         raw: Any = self._connection.connection.dbapi_connection
         (enforced,) = raw.execute("PRAGMA foreign_keys").fetchone()
+        self.lenient = bool(enforced)
         raw.execute("PRAGMA foreign_keys = OFF")
         try:
             with self._log.transaction(self._connection) as connection:
@@ -238,32 +360,46 @@ class SqliteShadow(Shadow):
         finally:
             raw.execute(f"PRAGMA foreign_keys = {enforced}")
 
-    def differences(self, connection: Connection, limit: int) -> list[Difference]:
+    def differences(
+        self, connection: Connection, living: Sequence[str], limit: int
+    ) -> list[Difference]:
         return differences(connection, self._tables, "temp", "main", limit)
 
     def swap(self, connection: Connection, living: Sequence[str]) -> None:
         drop(connection, living, "main")
-        for table in self._tables:
-            copy = table.to_metadata(MetaData(), schema="main")
-            connection.execute(CreateTable(copy))
-            names = [c.name for c in table.columns if c.computed is None]
-            shadow = Table(
-                table.name, MetaData(), *(c._copy() for c in table.columns), schema="temp"
-            )
-            rows = select(*(shadow.c[name] for name in names))
-            connection.execute(copy.insert().from_select(names, rows, include_defaults=False))
-            for index in sorted(copy.indexes, key=lambda index: str(index.name)):
-                connection.execute(CreateIndex(index))
-        drop(connection, [table.name for table in self._tables], "temp")
+        copies = MetaData()  # to the letter what `make` makes
+        for each in [each.to_metadata(copies) for each in self._tables]:
+            connection.execute(CreateTable(each), execution_options=_MAIN)
+            columns = [c for c in each.columns if c.computed is None]
+            rows = select(table(each.name, *(column(c.name) for c in columns), schema="temp"))
+            into = insert(each).from_select(columns, rows, include_defaults=False)
+            connection.execute(into, execution_options=_MAIN)
+            for index in sorted(each.indexes, key=lambda index: str(index.name)):
+                connection.execute(CreateIndex(index), execution_options=_MAIN)
+        self._carry_counters(connection)
+        drop(connection, self._names, "temp")
 
-    def drop(self) -> None:
-        self._connection.rollback()
-        with self.transaction() as own:
-            drop(own, [table.name for table in self._tables], "temp")
+    def _carry_counters(self, connection: Connection) -> None:
+        """Let AUTOINCREMENT go on from where it was: it gives no number twice."""
+        for each in self._tables:
+            if each.dialect_options["sqlite"]["autoincrement"]:
+                for statement in (
+                    "DELETE FROM main.sqlite_sequence WHERE name = :name",
+                    "INSERT INTO main.sqlite_sequence "
+                    "SELECT name, seq FROM temp.sqlite_sequence WHERE name = :name",
+                ):
+                    connection.execute(text(statement), {"name": each.name})
+
+    def drop(self, connection: Connection) -> None:
+        """They go with the connection."""
 
     def close(self) -> None:
-        # With its temporary tables, should any be left.
-        self._connection.invalidate()
+        try:
+            self._connection.rollback()
+            with self.transaction() as own:
+                drop(own, self._names, "temp")
+        except Exception:
+            self._connection.invalidate()
         self._connection.close()
 
 
