@@ -24,18 +24,18 @@ _DDL = re.compile(r"\s*(LOCK|DROP|ALTER|CREATE|INSERT)\b")
 #: Where work of each kind can be cut off, and at how many passings at the most.
 POINTS = {
     "follow": (
-        ("claimed", 3),
+        ("claimed", 2),
         ("in a handler", 9),
-        ("flushed", 4),
-        ("checkpoint moved", 6),
-        ("before a commit", 9),
-        ("after a commit", 9),
-        ("event handled", 3),
-        ("keyed append done", 3),
+        ("flushed", 3),
+        ("checkpoint moved", 4),
+        ("before a commit", 6),
+        ("after a commit", 6),
+        ("event handled", 2),
+        ("keyed append done", 2),
     ),
     "rebuild": (
         ("shadows made", 1),
-        ("in a handler", 40),
+        ("in a handler", 20),
         ("flushed", 3),
         ("before a commit", 4),
         ("after a commit", 4),

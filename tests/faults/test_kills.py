@@ -185,7 +185,7 @@ class Following(Faults):
 
     def jobs(self) -> list[Job]:
         chance = self.chance
-        jobs = [self.timed(words, 0.3) for words in self.writers(chance.choice((1, 1, 2)))]
+        jobs = [self.timed(words, 0.4) for words in self.writers(chance.choice((1, 1, 2)))]
         if chance.random() < 0.5:
             jobs.append(self.job(f"rebuild {chance.choice(REBUILT)}", POINTS["rebuild"]))
             if chance.random() < 0.5:

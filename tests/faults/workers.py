@@ -42,7 +42,7 @@ import eventstore.followers.rebuild
 import eventstore.followers.runner
 import eventstore.log.postgres
 import eventstore.log.sqlite
-from eventstore import STREAM_EXISTS, EventStore, Write
+from eventstore import STREAM_EXISTS, EventHandler, EventStore, TableProjection, Write
 from eventstore.errors import (
     LeaseLostError,
     LogLockedError,
@@ -56,8 +56,12 @@ from eventstore.log.opening import open_engine
 
 #: Seconds after which a process that is neither done nor dead says where it hangs, and fails.
 PATIENCE = 60.0
-FOLLOWERS = {"ledger": Ledger, "shares": Shares, "notes": Notes}
-PROJECTIONS = {"ledger": Ledger, "shares": Shares, "tally": Tally}
+FOLLOWERS: dict[str, type[TableProjection] | type[EventHandler]] = {
+    "ledger": Ledger,
+    "shares": Shares,
+    "notes": Notes,
+}
+PROJECTIONS: dict[str, type[TableProjection]] = {"ledger": Ledger, "shares": Shares, "tally": Tally}
 
 
 class Job(NamedTuple):
@@ -65,7 +69,7 @@ class Job(NamedTuple):
 
     work: str
     fuse: str | None = None
-    count: int = 0
+    passings: int = 0
     after: float | None = None
 
 
@@ -170,7 +174,7 @@ def work(place: Place, job: Job, seed: str) -> None:
     eventstore.followers.follower.BATCH = chance.choice((7, 30, 1000))  # type: ignore[misc]
     eventstore.followers.rebuild.BATCH = chance.choice((40, 300, 5000))  # type: ignore[misc]
     if job.fuse is not None:
-        killing.lay(job.fuse, job.count)
+        killing.lay(job.fuse, job.passings)
     in_step = [Tally] if place.in_step else []
     with EventStore(place.url, notify=notify, in_step=in_step) as store:
         WORK[kind](store, what, chance)
