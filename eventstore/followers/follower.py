@@ -228,22 +228,33 @@ class TableFollower(Follower):
         self._applier = Applier(projection, feed)
 
     def _handle(self, page: Page, to: int) -> None:
-        if not self._waiting:
-            try:
-                with self._transaction() as connection:
-                    if page:
-                        self._applier.together(connection, page)
-                    moved = self._advance(connection, to, len(page))
-            except LeaseLostError:
+        try:
+            with self._transaction() as connection:
+                free = self._park_what_waits(connection, page) if self._waiting else page
+                if free:
+                    self._applier.together(connection, free)
+                moved = self._advance(connection, to, len(page))
+        except LeaseLostError:
+            raise
+        except Exception as error:
+            if not page or not may_be_a_handlers(error):
                 raise
-            except Exception as error:
-                if not page or not may_be_a_handlers(error):
-                    raise
-                self.renew()  # a rebuild may have swapped the tables: then no event is to blame
-            else:
-                self.lease = moved
-                return
+            self.renew()  # a rebuild may have swapped the tables: then no event is to blame
+        else:
+            self.lease = moved
+            return
         self._handle_singly(to)
+
+    def _park_what_waits(self, connection: Connection, page: Page) -> list[Row]:
+        """Set aside what stands behind a parked event; the others, which do not wait for it."""
+        free = []
+        for row in page:
+            assert isinstance(row, Row)  # as they are read while anything is parked
+            if row.stream in self._waiting:
+                self._park(connection, row, None, 0)
+            else:
+                free.append(row)
+        return free
 
     def _handle_singly(self, to: int) -> None:
         """Find out which events fail, and park them; the others have their effect."""

@@ -22,6 +22,7 @@ from typing import Any
 
 import pytest
 from sqlalchemy import Column, Integer, String, Table, select, update
+from sqlalchemy.event import listen
 
 from eventstore import (
     Event,
@@ -312,6 +313,7 @@ def stop_it(folder: Path) -> int:
     eventually((folder / "pid").exists)
     pid = int(eventually((folder / "pid").read_text))
     os.kill(pid, signal.SIGSTOP)
+    os.waitid(os.P_PID, pid, os.WSTOPPED | os.WNOWAIT)  # or it might still see the next line
     (folder / "go-on").touch()
     return pid
 
@@ -563,6 +565,8 @@ def counting(number: int, shards_: int = 1) -> type[TableProjection]:
 
         @on(Paid)
         def _paid(self, event: Paid, record: RecordedEvent) -> None:
+            if event.amount == 13:
+                raise ValueError("unlucky")
             found = self.get(self.counts, record.stream)
             self.put(
                 self.counts,
@@ -668,6 +672,22 @@ def test_projections_that_run_in_step_are_passed_over(url: str, store: EventStor
             writer.wait_for(cls, timeout=PATIENCE)
             assert counts(writer) == {"account/1": 3}
             assert not runner.given_up
+
+
+def test_what_is_parked_does_not_make_the_others_slow(store: EventStore) -> None:
+    broken = counting(1)
+    store.catch_up(broken)
+    pay(store, 13, stream="account/13")
+    store.catch_up(broken)
+    assert [row.stream for row in store.parked(broken)] == ["account/13"]
+    savepoints: list[object] = []
+    listen(store.engine, "savepoint", lambda *given: savepoints.append(given))
+    for number in range(20):
+        pay(store, 1, stream=f"account/{number}")
+    store.catch_up(broken)
+    assert savepoints == []  # which events have that are tried one by one
+    assert counts(store) == {f"account/{number}": 1 for number in range(20) if number != 13}
+    assert [row.attempts for row in store.parked(broken)] == [2, 0]
 
 
 def test_what_is_parked_is_tried_again_when_asked_for(store: EventStore) -> None:
