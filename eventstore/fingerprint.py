@@ -9,6 +9,7 @@ the aim: a changed fingerprint costs a replay, and an unchanged one must not hid
 
 from __future__ import annotations
 
+import dis
 import functools
 import hashlib
 import json
@@ -34,9 +35,11 @@ if TYPE_CHECKING:
 
     from eventstore.handlers import Handlers
 
-_FORMAT: Final = f"1 python {sys.version_info[0]}.{sys.version_info[1]}"
+_FORMAT: Final = f"2 python {sys.version_info[0]}.{sys.version_info[1]}"
 _ADDRESS: Final = re.compile(r" at 0x[0-9a-fA-F]+")
 _CONSTANTS: Final = (Decimal, Fraction, Enum, date, time, timedelta, UUID, re.Pattern)
+_NO_MEANING: Final = frozenset({"CACHE", "EXTENDED_ARG", "NOP", "RESUME"})
+_LOCAL: Final = frozenset((*dis.haslocal, *dis.hasfree))
 _SCALARS: Final = (int, float, complex, str, bytes, bool, type(None))
 
 
@@ -258,10 +261,17 @@ class _Walk:
         yield from self.function(member) if isinstance(member, FunctionType) else self.value(member)
 
     def _code(self, code: CodeType) -> Iterator[str]:
-        yield code.co_code.hex()
-        yield " ".join(code.co_names)
-        for constant in code.co_consts:
-            yield from self.value(constant)
+        # By what instructions mean and not by their bytes, in which a docstring shifts the numbers.
+        for instruction in dis.get_instructions(code):
+            if instruction.opname in _NO_MEANING:
+                continue
+            yield instruction.opname
+            if instruction.opcode in dis.hasconst:
+                yield from self.value(instruction.argval)
+            elif instruction.opcode in _LOCAL:  # whatever its name
+                yield str(instruction.arg)
+            else:
+                yield repr(instruction.argval)
 
 
 def _is_library(cls: type) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
@@ -13,6 +13,7 @@ from sqlalchemy import Connection
 from eventstore.errors import (
     DefinitionError,
     InvalidArgumentError,
+    LeaseLostError,
     NotCaughtUpError,
 )
 from eventstore.followers.event_handler import EventHandler
@@ -87,15 +88,18 @@ class FollowingStore(StreamStore):
         the first time. Where a worker holds it, that one is waited for. Raises
         ProjectionChangedError, ProjectionOutdatedError, TableTakenError, LogError.
         """
-        name = _class(follower).__follower__
-        shards = self._registered(follower).register()
         head = self.head()
-        if all(row.in_step for row in shards):
-            return head
-        owner = new_owner()
-        for row in shards:
-            self._catch_up(follower, row, head, owner)
-        return min(self._followers.positions(name))
+        while True:
+            shards = self._registered(follower).register()
+            if all(row.in_step for row in shards):
+                return head
+            owner = new_owner()
+            try:
+                for row in shards:
+                    self._catch_up(follower, row, head, owner)
+            except LeaseLostError:  # to a rebuild, most likely: go on with the new tables
+                continue
+            return min(self._followers.positions(shards[0].name))
 
     def _catch_up(self, follower: Following, row: Checkpoint, head: int, owner: str) -> None:
         pause = 0.002
@@ -110,7 +114,10 @@ class FollowingStore(StreamStore):
                     with contextlib.suppress(Exception):  # the lease ends by itself
                         working.release()
                 return
-            if self._followers.positions(row.name)[row.shard] >= head:
+            now = self._followers.find(row.name)
+            if len(now) != row.shards:
+                raise LeaseLostError(row.name, row.shard, row.epoch)
+            if now[row.shard].position >= head:
                 return
             time.sleep(pause)
             pause = min(pause * 2, 0.1)
@@ -119,8 +126,9 @@ class FollowingStore(StreamStore):
         self, follower: Following, row: Checkpoint, owner: str, seconds: float
     ) -> Follower | None:
         """A shard at work, if its lease was to be had."""
-        held = next(r for r in self._followers.find(row.name) if r.shard == row.shard)
-        dead = held.owner if held.owner and has_died(held.owner) else None
+        shards = self._followers.find(row.name)
+        owners = (shard.owner for shard in shards if shard.shard == row.shard)
+        dead = next((each for each in owners if each and has_died(each)), None)
         lease = self._followers.claim(row.name, row.shard, owner, seconds, dead=dead)
         if lease is None:
             return None
@@ -140,6 +148,18 @@ class FollowingStore(StreamStore):
         `Receipt.position` is such a position. Returns where the follower is; raises
         NotCaughtUpError after `timeout` seconds. Somebody has to run it meanwhile.
         """
+        waiting = self._waiting(follower, position, timeout)
+        while True:
+            try:
+                time.sleep(next(waiting))
+            except StopIteration as end:
+                reached: int = end.value
+                return reached
+
+    def _waiting(
+        self, follower: Following, position: int | None, timeout: float
+    ) -> Generator[float, None, int]:
+        """`wait_for`, which leaves it to its caller to sleep for the seconds that it gives."""
         name = _class(follower).__follower__
         wanted = self.head() if position is None else position
         deadline = time.monotonic() + timeout
@@ -153,7 +173,7 @@ class FollowingStore(StreamStore):
                 return reached
             if time.monotonic() >= deadline:
                 raise NotCaughtUpError(name, reached, wanted, timeout)
-            time.sleep(pause)
+            yield pause
             pause = min(pause * 2, 0.02)
 
     def rebuild(
@@ -204,7 +224,7 @@ class FollowingStore(StreamStore):
                 db.execute(select(Balances.accounts))
 
         They are built from the log in scratch tables; the living ones are not touched. What is
-        written on the connection is rolled back. Raises what `project` does.
+        written on the connection is rolled back. Raises HandlerError, and what `project` does.
         """
         with as_of(self.log, self._codec, cls, self._bounds(at)) as connection:
             yield connection

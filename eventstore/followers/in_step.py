@@ -16,7 +16,7 @@ from eventstore.codec import Codec, stored_names
 from eventstore.errors import EventStoreError, HandlerError, NotInStepError, ParkedEventsError
 from eventstore.event import event_classes
 from eventstore.followers.follower import BATCH, shard_of
-from eventstore.followers.registration import lock_of
+from eventstore.followers.registration import check_code, lock_of
 from eventstore.log.base import Bounds, Expected, Log, Receipt, Row, Write
 from eventstore.log.followers import Followers
 from eventstore.log.parked import ParkedEvents
@@ -170,7 +170,7 @@ class InStep:
         """Once: no append of this program may pass by a projection that runs in step."""
         if not self._checked:
             known = {member.name for member in self._members}
-            for name in sorted(self._followers.in_step(connection) - known):
+            for name in sorted(self._followers.in_step(connection).keys() - known):
                 raise NotInStepError(name)
             self._checked = True
 
@@ -188,7 +188,11 @@ class InStep:
         for name in sorted(member.name for member in members):
             lock_name(connection, lock_of(name), shared=True)
         active = self._followers.in_step(connection)
-        return [member for member in members if member.name in active]
+        holding = [member for member in members if member.name in active]
+        for member in holding:
+            # Other code may have rebuilt the tables since this store was opened.
+            check_code(member.cls, *active[member.name])
+        return holding
 
     def _written(self, connection: Connection, write: Write, receipt: Receipt) -> list[Row]:
         """The new events as stored; none where an idempotency key says that they were before."""

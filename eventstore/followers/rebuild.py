@@ -19,6 +19,7 @@ from eventstore.errors import (
     ProjectionOutdatedError,
     RebuildDiffersError,
     RebuildRunningError,
+    ShardsChangedError,
     StoredEventError,
 )
 from eventstore.followers.follower import shard_of
@@ -204,8 +205,12 @@ class Rebuild:
         return head if self._goes_to_head(shards) else _least(shards)
 
     def _goes_to_head(self, shards: Sequence[Checkpoint]) -> bool:
-        """Whether the new tables begin where the log ends; else where the living ones are."""
-        return not self._verify or any(row.in_step for row in shards)
+        """Whether the new tables begin where the log ends; else where the living ones are.
+
+        There they are compared; and side effects, which a rebuild leaves out, go on from there.
+        """
+        stay = self._verify or self._cls.__handlers__.effects
+        return not stay or any(row.in_step for row in shards)
 
     def _batch(self, tables: Shadow, lease: Checkpoint, head: int) -> Checkpoint:
         page = self._replay.page(lease.position, Bounds(position=head), BATCH)
@@ -253,6 +258,8 @@ class Rebuild:
                 self._compare(tables, connection, living)
             if len(ends) > 1 and len(shards) != self._cls.__shards__:
                 # The log is divided anew, and that needs one position.
+                if self._cls.__handlers__.effects:  # which have not run up to there
+                    raise ShardsChangedError(self._name, len(shards), self._cls.__shards__)
                 furthest = max(end for _, end in ends)
                 for shard, end in ends:
                     lease = self._catch_up(tables, connection, lease, end, furthest, shard)

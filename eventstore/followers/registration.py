@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from functools import cache
 from typing import TypeAlias
 
 from eventstore import moments
@@ -31,6 +32,29 @@ def lock_of(follower: str) -> str:
     return f"eventstore follower {follower}"
 
 
+def code_of(cls: FollowerClass) -> tuple[int, str]:
+    """The version and the fingerprint of a follower's code."""
+    return (cls.version, _fingerprint(cls)) if issubclass(cls, TableProjection) else (1, "")
+
+
+@cache
+def _fingerprint(cls: type[TableProjection]) -> str:
+    return read_model_fingerprint(cls, cls.__handlers__, cls.__tables__)
+
+
+def check_code(cls: FollowerClass, version: int, fingerprint: str) -> None:
+    """Refuse code that is not what has built the tables.
+
+    Raises ProjectionOutdatedError, ProjectionChangedError. Fingerprints of different versions of
+    Python cannot be compared, and pass.
+    """
+    own_version, own = code_of(cls)
+    if version != own_version:
+        raise ProjectionOutdatedError(cls.__follower__, version, own_version)
+    if fingerprint != own and comparable(fingerprint, own):
+        raise ProjectionChangedError(cls.__follower__, version)
+
+
 class Registration:
     """One follower's class against what the database knows of it."""
 
@@ -43,12 +67,7 @@ class Registration:
         self._cls = cls
         self.name = cls.__follower__
         self.tables = cls.__tables__ if issubclass(cls, TableProjection) else ()
-        self.version = cls.version if issubclass(cls, TableProjection) else 1
-        self.fingerprint = (
-            read_model_fingerprint(cls, cls.__handlers__, cls.__tables__)
-            if issubclass(cls, TableProjection)
-            else ""
-        )
+        self.version, self.fingerprint = code_of(cls)
 
     def register(self) -> list[Checkpoint]:
         """The follower's shards; the first time, it is made, with its tables.
@@ -111,12 +130,8 @@ class Registration:
             )
 
     def _check(self, found: Sequence[Checkpoint]) -> None:
-        version, fingerprint = found[0].version, found[0].fingerprint
-        if version != self.version:
-            raise ProjectionOutdatedError(self.name, version, self.version)
-        if fingerprint != self.fingerprint:
-            if comparable(fingerprint, self.fingerprint):
-                raise ProjectionChangedError(self.name, version)
+        check_code(self._cls, found[0].version, found[0].fingerprint)
+        if found[0].fingerprint != self.fingerprint:
             # Another version of Python: its bytecode says nothing of ours.
             self.accept()
         check_checkpoint(self._log, max(row.position for row in found))

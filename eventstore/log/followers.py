@@ -81,9 +81,10 @@ class Followers:
         """All shards of all followers, and rebuilds that are under way."""
         return self._read(select(followers).order_by(_c.name, _c.shard), None)
 
-    def in_step(self, connection: Connection | None = None) -> set[str]:
-        """The projections that run in step with appends."""
-        return {row[0] for row in self._rows(select(_c.name).where(_c.in_step), connection)}
+    def in_step(self, connection: Connection | None = None) -> dict[str, tuple[int, str]]:
+        """The projections that run in step with appends: their versions and fingerprints."""
+        query = select(_c.name, _c.version, _c.fingerprint).where(_c.in_step)
+        return {name: (version, code) for name, version, code in self._rows(query, connection)}
 
     def rebuild(self, name: str, connection: Connection | None = None) -> Checkpoint | None:
         """The rebuild of a projection that is under way, or was interrupted."""

@@ -16,22 +16,28 @@ def owner_of(cls: type) -> str:
     return f"{cls.__module__}.{cls.__qualname__}"
 
 
-def claim(kind: str, name: object, cls: type) -> str:
+def claim(kind: str, name: str, cls: type) -> str:
     """Let a class have a name (of a follower, of a table), which no other class has.
 
     The same class made again (a notebook's cell, a reload) takes its own place. Raises
     DefinitionError.
     """
-    if not isinstance(name, str) or not name or len(name) > 255 or not name.isprintable():
-        raise DefinitionError(
-            owner_of(cls), f"{name!r} cannot be the name of a {kind}: use 1 to 255 characters"
-        )
+    checked_name(kind, name, cls)
     holder = _holders.setdefault((kind, name), cls)
     if (holder.__module__, holder.__qualname__) != (cls.__module__, cls.__qualname__):
         raise DefinitionError(
             owner_of(cls), f"the {kind} {name!r} belongs to {owner_of(holder)}: use another name"
         )
     _holders[kind, name] = cls
+    return name
+
+
+def checked_name(kind: str, name: object, cls: type) -> str:
+    """A name that a class may have. Raises DefinitionError."""
+    if not isinstance(name, str) or not name or len(name) > 255 or not name.isprintable():
+        raise DefinitionError(
+            owner_of(cls), f"{name!r} cannot be the name of a {kind}: use 1 to 255 characters"
+        )
     return name
 
 

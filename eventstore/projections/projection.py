@@ -7,7 +7,12 @@ from typing import ClassVar
 
 from eventstore.aggregate import Aggregate
 from eventstore.event import Event, RecordedEvent
-from eventstore.projections.declared import checked_categories, checked_version, claim, owner_of
+from eventstore.projections.declared import (
+    checked_categories,
+    checked_name,
+    checked_version,
+    owner_of,
+)
 from eventstore.state import Stateful, check_snapshot_every
 
 
@@ -53,7 +58,7 @@ class Projection(Stateful):
         snapshot_every: int | None = None,
     ) -> None:
         super().__init_subclass__(may_take_record=True)
-        cls.__follower__ = claim("projection", cls.__name__ if name is None else name, cls)
+        cls.__follower__ = checked_name("projection", cls.__name__ if name is None else name, cls)
         checked_version(cls, cls.version)
         if categories is not None:
             cls.__categories__ = checked_categories(cls, categories)

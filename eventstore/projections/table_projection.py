@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Iterable, Iterator
 from typing import Any, ClassVar, Self
 
-from sqlalchemy import Connection, MetaData, Table
+from sqlalchemy import Connection, MetaData, Sequence, Table
 from sqlalchemy.schema import sort_tables
 
 from eventstore.aggregate import Aggregate
@@ -165,6 +165,12 @@ def _check_table(cls: type[TableProjection], table: Table) -> None:
             owner,
             "a projection's table has no schema of its own: it is made in the first one of the "
             "connection's search_path",
+            member=table.name,
+        )
+    if any(isinstance(column.default, Sequence) for column in table.columns):
+        raise DefinitionError(
+            owner,
+            "a sequence of its own would be shared with tables that are rebuilt: use Identity()",
             member=table.name,
         )
     if len(table.name) > _LONGEST:

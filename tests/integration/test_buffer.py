@@ -345,9 +345,8 @@ def test_numbers_of_several_types_in_one_column(connection: Connection) -> None:
     ]
 
 
+@pytest.mark.parametrize("engine", ["postgres_url"], indirect=True)  # SQLite has no lengths
 def test_text_that_is_too_long_is_refused_and_not_cut(connection: Connection) -> None:
-    if connection.dialect.name == "sqlite":
-        pytest.skip("SQLite has no lengths")
     every_type.create(connection)
     buffer = WriteBuffer(connection)
     buffer.insert(every_type, {"id": uuid.UUID(int=1), "short": "123456789"})
@@ -456,10 +455,9 @@ def test_a_schema_and_odd_names_are_quoted(connection: Connection) -> None:
     assert buffer.get(table, 2) is None
 
 
+@pytest.mark.parametrize("engine", ["postgres_url"], indirect=True)
 def test_types_without_arrays_of_their_own(connection: Connection) -> None:
     """What unnest cannot take apart is written row by row."""
-    if connection.dialect.name == "sqlite":
-        pytest.skip("of PostgreSQL only")
     table = Table(
         "arrays",
         MetaData(),

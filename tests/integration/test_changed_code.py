@@ -59,7 +59,8 @@ def reader(kind: str) -> type[TableProjection]:
 
             @on(Amount)
             def _amount(self, happening: Amount, note: RecordedEvent) -> None:
-                # A comment, and other names, are no other code.
+                """A docstring, a comment and other names are no other code."""
+                # A comment.
                 self.put(self.rows, account=note.aggregate_id, value=happening.value)
 
         else:

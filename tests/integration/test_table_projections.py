@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pytest
 from sqlalchemy import (
@@ -30,10 +31,12 @@ from eventstore import (
     EventStoreError,
     HandlerError,
     LeaseLostError,
+    LogUnavailableError,
     NotCaughtUpError,
     NotInStepError,
     ParkedEventsError,
     Projection,
+    ProjectionOutdatedError,
     RecordedEvent,
     ShardsChangedError,
     StreamDeleted,
@@ -185,12 +188,12 @@ def test_a_failed_transaction_leaves_neither_rows_nor_checkpoint(
     before = store.status()[0].position
     store.append("rows/a", Moved(5))
 
-    def lost(*_: object, **__: object) -> None:
-        raise LeaseLostError("rows-ledger", 0, 1)
+    def failed(*_: object, **__: object) -> None:
+        raise LogUnavailableError("gone", "unknown")
 
     with monkeypatch.context() as patched:
-        patched.setattr(Followers, "advance", lost)
-        with pytest.raises(LeaseLostError):
+        patched.setattr(Followers, "advance", failed)
+        with pytest.raises(LogUnavailableError):
             store.catch_up(Ledger)
     assert balances(store) == {"a": 0}
     assert store.status()[0].position == before
@@ -358,12 +361,37 @@ def test_side_effects_run_as_the_log_is_followed_and_not_in_a_rebuild(store: Eve
     store.append("rows/a", [Moved(1), Moved(2)])
     store.catch_up(Watched)
     assert Watched.told == [1, 2]
-    store.rebuild(Watched)
+    store.append("rows/a", Moved(4))
+    store.rebuild(Watched)  # up to where the effects have run, and no further
     with store.as_of(Watched) as db:
-        assert db.scalar(select(func.count()).select_from(Watched.seen)) == 2
+        assert db.scalar(select(func.count()).select_from(Watched.seen)) == 3
+    assert Watched.told == [1, 2]
     store.append("rows/a", Moved(3))
     store.catch_up(Watched)
-    assert Watched.told == [1, 2, 3]
+    assert Watched.told == [1, 2, 4, 3]
+    with store.connect() as db:
+        assert db.scalar(select(func.count()).select_from(Watched.seen)) == 4
+
+
+def test_catching_up_goes_on_with_the_tables_of_a_rebuild(
+    store: EventStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened(store, "a")
+    store.catch_up(Ledger)
+    store.append("rows/a", Moved(5))
+    advance = Followers.advance
+    rebuilt: list[bool] = []
+
+    def swapped(self: Followers, *arguments: Any, **options: Any) -> Any:
+        if not rebuilt:
+            rebuilt.append(True)
+            raise LeaseLostError("rows-ledger", 0, 1)
+        return advance(self, *arguments, **options)
+
+    monkeypatch.setattr(Followers, "advance", swapped)
+    store.catch_up(Ledger)
+    assert rebuilt
+    assert balances(store) == {"a": 5}
 
 
 # --- shards ------------------------------------------------------------------------------------
@@ -565,6 +593,17 @@ def test_a_program_that_would_pass_by_is_refused(shared_url: str) -> None:
         assert steps_of(other) == {"a": 3}
         other.catch_up(Steps)
         assert steps_of(other) == {"a": 4}
+
+
+def test_old_code_in_step_does_not_write_into_newer_tables(shared_url: str) -> None:
+    with EventStore(shared_url, in_step=[Steps]) as store, EventStore(shared_url) as other:
+        store.append("rows/a", [Opened("Ann"), Moved(3)])
+        with other.engine.begin() as db:  # as a rebuild by newer code leaves it
+            db.execute(update(tables.followers).values(version=2))
+        with pytest.raises(ProjectionOutdatedError):
+            store.append("rows/a", Moved(1))
+        assert store.version("rows/a") == 2
+        store.append("rows/a", Ignored())  # what it does not handle is none of its business
 
 
 def test_a_projection_with_parked_events_cannot_run_in_step(shared_url: str) -> None:
