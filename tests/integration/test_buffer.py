@@ -345,7 +345,7 @@ def test_numbers_of_several_types_in_one_column(connection: Connection) -> None:
     ]
 
 
-@pytest.mark.parametrize("engine", ["postgres_url"], indirect=True)  # SQLite has no lengths
+@pytest.mark.parametrize("engine", ["postgres"], indirect=True)  # SQLite has no lengths
 def test_text_that_is_too_long_is_refused_and_not_cut(connection: Connection) -> None:
     every_type.create(connection)
     buffer = WriteBuffer(connection)
@@ -455,7 +455,7 @@ def test_a_schema_and_odd_names_are_quoted(connection: Connection) -> None:
     assert buffer.get(table, 2) is None
 
 
-@pytest.mark.parametrize("engine", ["postgres_url"], indirect=True)
+@pytest.mark.parametrize("engine", ["postgres"], indirect=True)
 def test_types_without_arrays_of_their_own(connection: Connection) -> None:
     """What unnest cannot take apart is written row by row."""
     table = Table(
