@@ -20,13 +20,13 @@ demo: $(VENV)/demo
 	$(BIN)/python examples/git_history.py $(if $(REPO),"$(REPO)")
 
 test: $(VENV)/test
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto
 
 check: $(VENV)/dev
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto
 
 format: $(VENV)/dev
 	$(BIN)/ruff format .

@@ -110,7 +110,7 @@ class Strict(Event, name="unit-strict"):
         ({"text": "\ud800"}, "surrogates"),
         ({"nested": {"a": [1, "2"]}}, "nested"),
         ({"nested": {"a": (1, 2)}}, "`nested`"),
-        ({"nested": {"a": [object()]}}, "object"),
+        pytest.param({"nested": {"a": [object()]}}, "object", id="an object"),
         ({"maybe": float("nan")}, "`maybe` is nan"),
         ({"maybe": float("inf")}, "`maybe` is inf"),
         ({"anything": (1, 2)}, "`anything`"),
