@@ -34,7 +34,9 @@ def lock_of(follower: str) -> str:
 
 def code_of(cls: FollowerClass) -> tuple[int, str]:
     """The version and the fingerprint of a follower's code."""
-    return (cls.version, _fingerprint(cls)) if issubclass(cls, TableProjection) else (1, "")
+    if not issubclass(cls, TableProjection):
+        return 1, ""
+    return cls.version, _fingerprint(cls)  # type: ignore[arg-type]  # a class can be hashed
 
 
 @cache
