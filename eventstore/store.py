@@ -9,7 +9,7 @@ import random
 import time
 from collections.abc import Callable, Iterable, Iterator
 from datetime import datetime
-from typing import Concatenate, ParamSpec, TypeVar
+from typing import Concatenate, ParamSpec, TypedDict, TypeVar
 
 from sqlalchemy import URL, Connection, Engine
 
@@ -46,6 +46,21 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 logger = logging.getLogger(__name__)
+
+
+class StoreOptions(TypedDict, total=False):
+    """The options of an EventStore: see there."""
+
+    durability: Durability
+    lock_timeout: float
+    read_timeout: float
+    cache: int
+    max_event_bytes: int
+    max_attempts: int
+    clock: Callable[[], datetime] | None
+    notify: bool
+    in_step: Iterable[type[TableProjection]]
+    migrate: bool | None
 
 
 class EventStore(FollowingStore):

@@ -27,10 +27,13 @@ from eventstore.streams import Cut, Receipt, StreamInfo, Write
 from eventstore.subscriptions import Subscription
 
 if TYPE_CHECKING:
+    from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
     from sqlalchemy.orm import Session, scoped_session
 
-#: A caller's open transaction that an operation joins.
-Joinable: TypeAlias = "Connection | Session | scoped_session[Session]"
+#: A caller's open transaction that an operation joins; an async one, that of an AsyncEventStore.
+Joinable: TypeAlias = (
+    "Connection | Session | scoped_session[Session] | AsyncConnection | AsyncSession"
+)
 
 PAGE: Final = 1000
 
@@ -347,7 +350,12 @@ def joined_connection(connection: Joinable | None) -> Connection | None:
     """The connection of the transaction to join, if there is one."""
     if connection is None or isinstance(connection, Connection):
         return connection
-    return connection.connection()  # of an ORM session: the connection of its transaction
+    joined = connection.connection()  # of an ORM session: the connection of its transaction
+    if not isinstance(joined, Connection):
+        raise InvalidArgumentError(
+            "connection", connection, "it is an async one: give it to an AsyncEventStore"
+        )
+    return joined
 
 
 def _receipt(receipt: base.Receipt) -> Receipt:
