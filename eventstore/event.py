@@ -211,7 +211,7 @@ def seal(event: E) -> tuple[E, bytes]:
     for a list) is of a wrong type too. Raises InvalidEventError, which names the field.
     """
     cls = type(event)
-    if not isinstance(cls, EventType):
+    if not isinstance(cls, EventType):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise InvalidEventError(cls.__name__, "it is not an instance of a subclass of Event")
     try:
         payload = _encode(event)

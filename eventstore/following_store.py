@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
@@ -217,7 +217,7 @@ class FollowingStore(StreamStore):
     @contextlib.contextmanager
     def as_of(
         self, cls: type[TableProjection], *, at: datetime | Cut | None = None
-    ) -> Iterator[Connection]:
+    ) -> Generator[Connection]:
         """A connection on which the projection's tables are those of a past moment (inclusive).
 
             with store.as_of(Balances, at=then) as db:
@@ -297,7 +297,7 @@ class FollowingStore(StreamStore):
 
 def _class(follower: Following) -> type[TableProjection] | type[EventHandler]:
     cls = follower if isinstance(follower, type) else type(follower)
-    if not issubclass(cls, (TableProjection, EventHandler)):
+    if not issubclass(cls, (TableProjection, EventHandler)):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise InvalidArgumentError(
             "follower", follower, "give a TableProjection or an EventHandler"
         )

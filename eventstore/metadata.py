@@ -9,7 +9,7 @@ a thread.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import wraps
@@ -88,7 +88,7 @@ def current() -> Metadata:
 
 
 @contextmanager
-def context(**values: Any) -> Iterator[Metadata]:
+def context(**values: Any) -> Generator[Metadata]:
     """Add `values` to the metadata of every event that is appended inside the block.
 
     Blocks nest; an inner value wins. Raises InvalidEventError at once for what JSON cannot hold.
@@ -101,7 +101,7 @@ def context(**values: Any) -> Iterator[Metadata]:
 
 
 @contextmanager
-def caused_by(record: RecordedEvent) -> Iterator[Metadata]:
+def caused_by(record: RecordedEvent) -> Generator[Metadata]:
     """Events appended inside the block name `record` as their cause, and share its conversation.
 
     A record without a correlation id starts a conversation that is named by its own id.

@@ -14,7 +14,7 @@ _MICROSECOND: Final = timedelta(microseconds=1)
 
 def to_micros(moment: datetime) -> int:
     """Microseconds since the epoch, exactly. Raises InvalidTimeError for a naive datetime."""
-    if not isinstance(moment, datetime):
+    if not isinstance(moment, datetime):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise InvalidTimeError(moment, "is not a datetime")
     if moment.utcoffset() is None:
         raise InvalidTimeError(

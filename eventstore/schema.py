@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator
 from pathlib import Path
 from typing import Any, Final
 
@@ -203,7 +203,7 @@ def _upgrade(connection: Connection) -> str | None:
 
 
 @contextlib.contextmanager
-def _transaction(engine: Engine) -> Iterator[Connection]:
+def _transaction(engine: Engine) -> Generator[Connection]:
     """A connection in a transaction that holds the database's lock for migrations."""
     with transaction(engine) as connection:
         _lock(connection)

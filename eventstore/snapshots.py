@@ -38,6 +38,7 @@ class StateCodec:
         A replay is the truth: what its snapshot would change is not kept, and a warning says so.
         """
         values = [getattr(owner, field) for field in self._fields]
+        encoded: bytes | None = None
         try:
             # By way of builtins, since MessagePack's own timestamps forget the UTC offset.
             plain = msgspec.to_builtins(self._type(*values), builtin_types=(bytes, bytearray))

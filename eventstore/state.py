@@ -62,9 +62,10 @@ def _annotations(namespace: Mapping[str, Any]) -> Mapping[str, Any]:
         annotate = annotationlib.get_annotate_from_class_namespace(namespace)
         if annotate is None:
             return {}
-        found = annotationlib.call_annotate_function(
+        made: Mapping[str, Any] = annotationlib.call_annotate_function(
             annotate, format=annotationlib.Format.FORWARDREF
         )
+        return made
     return found
 
 

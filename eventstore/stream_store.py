@@ -333,7 +333,7 @@ def bounds_at(at: datetime | Cut | None, version: int | None) -> Bounds:
     if version is not None:
         if at is not None:
             raise InvalidArgumentError("version", version, "give at= or version=, not both")
-        if not isinstance(version, int) or version < 1:
+        if not isinstance(version, int) or version < 1:  # pyright: ignore[reportUnnecessaryIsInstance]
             raise InvalidArgumentError("version", version, "versions are whole numbers from 1")
         return Bounds(version=version)
     if isinstance(at, Cut):

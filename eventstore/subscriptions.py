@@ -236,7 +236,7 @@ def check_checkpoint(log: Log, after: int) -> None:
 
     InvalidArgumentError, CheckpointAheadError, LogError.
     """
-    if not isinstance(after, int) or after < 0:
+    if not isinstance(after, int) or after < 0:  # pyright: ignore[reportUnnecessaryIsInstance]
         raise InvalidArgumentError("after", after, "positions are whole numbers from 0")
     if after:
         # The last row, and not the frontier: another process may have known more than this one.

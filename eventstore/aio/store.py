@@ -292,7 +292,7 @@ def _sync_target(
 ) -> str | URL | Engine | Log | EventStore:
     """What the sync store is opened with: for an async engine the same database's URL."""
     if not hasattr(target, "sync_engine"):
-        return target
+        return target  # pyright: ignore[reportReturnType]
     url = cast("AsyncEngine", target).url
     return url.set(drivername=url.drivername.replace("sqlite+aiosqlite", "sqlite"))
 

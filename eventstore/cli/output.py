@@ -7,7 +7,7 @@ import importlib.util
 import logging
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 
 from eventstore import FollowerStatus, Parked, Progress
 
@@ -78,7 +78,7 @@ def show_parked(rows: Sequence[Parked]) -> None:
 
 
 @contextlib.contextmanager
-def show_progress(title: str) -> Iterator[Callable[[Progress], None]]:
+def show_progress(title: str) -> Generator[Callable[[Progress], None]]:
     """In the block, what is to be called with each progress."""
     if not _is_rich():
         yield _lines(title)

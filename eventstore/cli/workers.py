@@ -11,7 +11,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from multiprocessing import connection
 from multiprocessing.process import BaseProcess
 from types import FrameType
@@ -121,7 +121,7 @@ class Workers:
                 seat.process.terminate()
 
     @contextlib.contextmanager
-    def _woken_by_signals(self) -> Iterator[socket.socket]:
+    def _woken_by_signals(self) -> Generator[socket.socket]:
         woken, waker = socket.socketpair()
         woken.setblocking(False)
         waker.setblocking(False)

@@ -7,7 +7,7 @@ import logging
 import threading
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from typing import TYPE_CHECKING, Final
 
 from sqlalchemy import Connection, func, select
@@ -134,7 +134,7 @@ class Follower(ABC):
         return moved
 
     @contextlib.contextmanager
-    def _transaction(self) -> Iterator[Connection]:
+    def _transaction(self) -> Generator[Connection]:
         with self._log.transaction() as connection:
             # A worker that is stopped in the middle of a transaction would keep its row locks for
             # ever. The server ends such a session; the lease has run out by then.

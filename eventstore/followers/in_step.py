@@ -7,7 +7,7 @@ swaps its tables, takes it alone, and so knows that no append is half-way.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from typing import Final
 
 from sqlalchemy import Connection, false, update
@@ -175,7 +175,7 @@ class InStep:
             self._checked = True
 
     @contextlib.contextmanager
-    def _joined(self, connection: Connection | None) -> Iterator[Connection]:
+    def _joined(self, connection: Connection | None) -> Generator[Connection]:
         if connection is None:
             with self._log.transaction() as own:
                 yield own

@@ -99,7 +99,7 @@ class Rebuild:
         self._owner = owner
         self._read_timeout = read_timeout
         self._verify = verify
-        self._report = progress or (lambda _: None)
+        self._report: Callable[[Progress], None] = progress or (lambda _: None)
         self._replay = Replay(log, codec, cls)
         self._began = self._renewed_at = time.monotonic()
 

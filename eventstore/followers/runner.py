@@ -7,7 +7,7 @@ import logging
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from types import FrameType, MappingProxyType, TracebackType
 from typing import TYPE_CHECKING, Any, Final, Self
 
@@ -435,7 +435,7 @@ def _log(what: str, lease: Checkpoint, level: int = logging.INFO) -> None:
 
 
 @contextlib.contextmanager
-def _signals_call(stop: Callable[[], None]) -> Iterator[None]:
+def _signals_call(stop: Callable[[], None]) -> Generator[None]:
     """In the block, the first SIGTERM and the first SIGINT stop; not outside the main thread."""
     if threading.current_thread() is not threading.main_thread():
         yield

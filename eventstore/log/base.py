@@ -179,6 +179,7 @@ class Log(Protocol):
 
         Raises WrongExpectedVersionError, StreamDeletedError, IdempotencyKeyReusedError, LogError.
         """
+        ...
 
     def delete(
         self, stream: str, expected: Expected = ANY, *, connection: Connection | None = None
@@ -188,12 +189,14 @@ class Log(Protocol):
         Raises StreamNotFoundError if there is no such stream and ANY was expected, and else what
         `append` does.
         """
+        ...
 
     def receipts(self, key: str) -> tuple[Receipt, ...] | None:
         """The receipts of the append that had this idempotency key."""
 
     def event_type(self, key: int, connection: Connection | None = None) -> EventType:
         """The type behind the key in a row. A key means the same type for ever."""
+        ...
 
     def fold(
         self,
@@ -209,6 +212,7 @@ class Log(Protocol):
         With `fingerprint`, the latest snapshot of that fingerprint within the bounds comes
         first, and only the events after it follow. The pages must be used up or closed.
         """
+        ...
 
     def read(
         self,
@@ -225,6 +229,7 @@ class Log(Protocol):
 
         Backwards: the last ones first.
         """
+        ...
 
     def read_all(
         self,
@@ -240,6 +245,7 @@ class Log(Protocol):
 
         The caller bounds `until.position` by `settled()`; past it, rows may be missing.
         """
+        ...
 
     def scan(
         self,
@@ -251,6 +257,7 @@ class Log(Protocol):
         connection: Connection | None = None,
     ) -> Sequence[Slim]:
         """`read_all`, forwards, of what a fold needs only."""
+        ...
 
     def settled(self, timeout: float, *, connection: Connection | None = None) -> int:
         """A position up to which the log is final: what commits later has a higher one.
@@ -259,6 +266,7 @@ class Log(Protocol):
         `timeout` seconds for open transactions that could still commit below it; then raises
         LogStalledError. With no such transactions it does not wait.
         """
+        ...
 
     def frontier(self) -> Frontier:
         """The position up to which the log is final now. It does not wait.
@@ -267,22 +275,27 @@ class Log(Protocol):
         again it gets there, since it waits for nobody who began to write later; and it never goes
         back.
         """
+        ...
 
     def describe(self, writers: Iterable[str]) -> tuple[str, ...]:
         """Who the writers of a frontier are, in words, as far as that is known."""
+        ...
 
     def watching(self) -> AbstractContextManager[None]:
         """In the block, the signal fires for other processes' commits too."""
+        ...
 
     @property
     def poll_interval(self) -> float:
         """Seconds after which whoever waits for the signal should look all the same."""
+        ...
 
     def stream(self, name: str, *, connection: Connection | None = None) -> StreamInfo | None:
         """The head of a stream; None if there never was one."""
 
     def streams(self, category: str | None, after: str, limit: int) -> Sequence[StreamInfo]:
         """Heads by name, in the order of code points, past the name `after`."""
+        ...
 
     def save_snapshot(
         self,
@@ -296,6 +309,7 @@ class Log(Protocol):
 
     def delete_snapshots(self, stream: str | None = None) -> int:
         """Throw away the snapshots of a stream, or all; how many there were."""
+        ...
 
     def transaction(
         self, connection: Connection | None = None
@@ -306,6 +320,7 @@ class Log(Protocol):
         error in it rolls back. The driver's own failures leave it as LogError, with their cause;
         any other error as it is.
         """
+        ...
 
     def close(self) -> None:
         """Give back what the log itself opened. Later calls of any method fail."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Generator
 from typing import Any, Literal
 
 from sqlalchemy import BigInteger, Connection, Engine, func, literal, select
@@ -17,7 +17,7 @@ Outcome = Literal["not written", "unknown"]
 
 
 @contextlib.contextmanager
-def transaction(target: Engine | Connection) -> Iterator[Connection]:
+def transaction(target: Engine | Connection) -> Generator[Connection]:
     """A transaction that writes; the end of the block commits, an error in it rolls back.
 
     Raises LogError for what the driver raises; `outcome` is "unknown" where the commit failed.
@@ -54,7 +54,7 @@ def begin_writing(connection: Connection) -> None:
 
 
 @contextlib.contextmanager
-def own_errors(bind: Engine | Connection, outcome: Outcome = "not written") -> Iterator[None]:
+def own_errors(bind: Engine | Connection, outcome: Outcome = "not written") -> Generator[None]:
     """Turn the driver's errors into those of this library, with the driver's as the cause."""
     try:
         yield
@@ -81,7 +81,7 @@ def translated(
 
 
 @contextlib.contextmanager
-def reading(engine: Engine) -> Iterator[Connection]:
+def reading(engine: Engine) -> Generator[Connection]:
     """A connection on which each statement stands for itself. Raises LogError."""
     with own_errors(engine), engine.connect() as connection:
         yield connection.execution_options(isolation_level="AUTOCOMMIT")

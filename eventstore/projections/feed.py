@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING, Any, Final, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, TypeAlias, cast
 
 import msgspec
 
@@ -165,7 +165,7 @@ class Feed:
                 )
         if not found or len(found[0]) == len(Slim._fields):
             return error
-        position, stream, version, key, *_ = found[0]
+        position, stream, version, key, *_ = cast("Row", found[0])
         stored = self._log.event_type(key, self._connection)
         if isinstance(error, (msgspec.MsgspecError, UnicodeDecodeError)):
             cause, error = error, corrupt(stored, error)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Generator
 from typing import Final
 
 from sqlalchemy import Connection
@@ -22,7 +22,7 @@ _PAGE: Final = 5000
 @contextlib.contextmanager
 def as_of(
     log: Log, codec: Codec, cls: type[TableProjection], until: Bounds
-) -> Iterator[Connection]:
+) -> Generator[Connection]:
     """A connection on which the projection's tables are those of a cut. See `EventStore.as_of`."""
     replay = Replay(log, codec, cls)
     with scratch(log, cls.__tables__) as connection:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import contextlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from typing import Any, Final
 
 from sqlalchemy import (
@@ -114,7 +114,7 @@ class Scratch(Connection):
 
 
 @contextlib.contextmanager
-def scratch(log: Log, tables: Sequence[Table]) -> Iterator[Scratch]:
+def scratch(log: Log, tables: Sequence[Table]) -> Generator[Scratch]:
     """A connection on which the names of the tables mean empty scratch tables, for one block."""
     with own_errors(log.engine):
         connection = Scratch(log.engine)
@@ -225,7 +225,7 @@ class PostgresShadow(Shadow):
         make(connection, self._tables)
 
     @contextlib.contextmanager
-    def transaction(self) -> Iterator[Connection]:
+    def transaction(self) -> Generator[Connection]:
         with self._log.transaction() as connection:
             _search_shadows_first(connection)
             yield connection
@@ -236,7 +236,7 @@ class PostgresShadow(Shadow):
                 run(connection, f"ANALYZE {SHADOW}.{_quoted(name)}")
 
     @contextlib.contextmanager
-    def finishing(self, lock: str, living: Sequence[str]) -> Iterator[Connection]:
+    def finishing(self, lock: str, living: Sequence[str]) -> Generator[Connection]:
         with self._log.transaction() as connection:
             connection.execute(select(func.set_config("lock_timeout", f"{_PATIENCE}ms", True)))
             # The lock by name before tables, as appends in step take it; tables before checkpoints,
@@ -333,7 +333,7 @@ class SqliteShadow(Shadow):
         """They were made with the connection, and nobody else can have left any."""
 
     @contextlib.contextmanager
-    def transaction(self) -> Iterator[Connection]:
+    def transaction(self) -> Generator[Connection]:
         connection = self._connection
         with own_errors(connection):
             _begin(connection)
@@ -348,7 +348,7 @@ class SqliteShadow(Shadow):
         """It plans without."""
 
     @contextlib.contextmanager
-    def finishing(self, lock: str, living: Sequence[str]) -> Iterator[Connection]:
+    def finishing(self, lock: str, living: Sequence[str]) -> Generator[Connection]:
         # Tables are dropped and made again. Foreign keys would see their rows go.
         raw: Any = self._connection.connection.dbapi_connection
         (enforced,) = raw.execute("PRAGMA foreign_keys").fetchone()

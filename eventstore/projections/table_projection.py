@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable
 from typing import Any, ClassVar, Self
 
 from sqlalchemy import Connection, MetaData, Sequence, Table
@@ -137,7 +137,7 @@ class TableProjection:
     # --- what runs the handlers ----------------------------------------------------------------
 
     @contextlib.contextmanager
-    def _writing(self, connection: Connection) -> Iterator[Self]:
+    def _writing(self, connection: Connection) -> Generator[Self]:
         """Let handlers write on a connection; at the end of the block what is buffered is flushed.
 
         After an error nothing is: the transaction, or its savepoint, is to be rolled back.

@@ -219,7 +219,7 @@ class ReadingContract:
             next(pages)
             cycle: list[object] = [pages]
             cycle.append(cycle)  # as the traceback of an error in a handler may be
-        del pages, cycle
+        del pages, cycle  # pyright: ignore[reportPossiblyUnboundVariable]
         gc.collect()
         assert len(folded(log, "a/1")[1]) == 3_500
 
