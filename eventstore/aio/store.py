@@ -263,7 +263,7 @@ class AsyncEventStore:
 
     async def close(self) -> None:
         """End subscriptions, and close what was opened; a store that was given stays open."""
-        thread = self._live.stop() if self._live is not None else None
+        thread = self._live.close() if self._live is not None else None
         store = self._store
         if store is not None and store is not self._target:
             await self._hops.run(store.close)

@@ -14,6 +14,7 @@ from eventstore.errors import (
     EventStoreError,
     LogLockedError,
     LogUnavailableError,
+    StoreClosedError,
 )
 from eventstore.event import RecordedEvent
 from eventstore.log.base import Bounds, Log, Wanted
@@ -52,9 +53,12 @@ class Live:
         self.floor = 0
         self.end = 0
         self.failure: EventStoreError | None = None
+        self.closed = False
 
     def enter(self) -> None:
         """One more reader."""
+        if isinstance(self.failure, StoreClosedError):
+            raise self.failure
         self._readers += 1
         if self._thread is None:
             self._tail = Tail(self._log)
@@ -72,12 +76,22 @@ class Live:
         if not self._readers:
             self.stop()
 
+    def close(self) -> threading.Thread | None:
+        """End it for good: those that wait get StoreClosedError. The thread, to be joined."""
+        self.failure = StoreClosedError()
+        return self.stop()
+
     def stop(self) -> threading.Thread | None:
         """Have the thread end, and wake all that wait; the thread, to be joined."""
         thread, self._thread = self._thread, None
         self._tail.stop()
         self.wake()
         return thread
+
+    def close(self) -> threading.Thread | None:
+        """`stop`, for good: who waits finds that there is nothing more to come."""
+        self.closed = True
+        return self.stop()
 
     @property
     def is_known(self) -> bool:
@@ -95,14 +109,18 @@ class Live:
 
     async def news(self) -> None:
         """Wait until something has changed. Raises what ended the reading of the log."""
-        if self.failure is not None:
-            raise self.failure
+        self._check()
         waiter: asyncio.Future[None] = self._loop.create_future()
         self._waiting.add(waiter)
         try:
             await waiter
         finally:
             self._waiting.discard(waiter)
+        self._check()
+
+    def _check(self) -> None:
+        if self.failure is not None:
+            raise self.failure
 
     def why_stalled(self) -> Stall | None:
         return self._tail.why_stalled()
@@ -217,7 +235,7 @@ class AsyncSubscription(AsyncIterator[RecordedEvent]):
 
     async def __anext__(self) -> RecordedEvent:
         live = await self._begin()
-        while not self._stopped:
+        while not (self._stopped or live.closed):
             if self._records:
                 record = self._records.popleft()
                 self._position = record.position
@@ -249,6 +267,10 @@ class AsyncSubscription(AsyncIterator[RecordedEvent]):
             except (LogUnavailableError, LogLockedError):
                 await asyncio.sleep(_AWAY)
                 return
+            except StoreClosedError:
+                if live.closed:  # meanwhile, which ends the iteration
+                    return
+                raise
             self._records.extend(records)
             self._read = end if len(records) < _PAGE else records[-1].position
 
