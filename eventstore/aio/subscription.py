@@ -53,7 +53,6 @@ class Live:
         self.floor = 0
         self.end = 0
         self.failure: EventStoreError | None = None
-        self.closed = False
 
     def enter(self) -> None:
         """One more reader."""
@@ -87,11 +86,6 @@ class Live:
         self._tail.stop()
         self.wake()
         return thread
-
-    def close(self) -> threading.Thread | None:
-        """`stop`, for good: who waits finds that there is nothing more to come."""
-        self.closed = True
-        return self.stop()
 
     @property
     def is_known(self) -> bool:
@@ -235,7 +229,7 @@ class AsyncSubscription(AsyncIterator[RecordedEvent]):
 
     async def __anext__(self) -> RecordedEvent:
         live = await self._begin()
-        while not (self._stopped or live.closed):
+        while not self._stopped:
             if self._records:
                 record = self._records.popleft()
                 self._position = record.position
@@ -267,10 +261,6 @@ class AsyncSubscription(AsyncIterator[RecordedEvent]):
             except (LogUnavailableError, LogLockedError):
                 await asyncio.sleep(_AWAY)
                 return
-            except StoreClosedError:
-                if live.closed:  # meanwhile, which ends the iteration
-                    return
-                raise
             self._records.extend(records)
             self._read = end if len(records) < _PAGE else records[-1].position
 

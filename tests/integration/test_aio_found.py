@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 
-from eventstore import Event
+import pytest
+
+from eventstore import Event, StoreClosedError
 from eventstore.aio import AsyncEventStore
 
 
@@ -23,9 +25,10 @@ def test_closing_the_store_ends_readers_that_wait(database_url: str) -> None:
 
         async def read() -> None:
             async with store.subscribe(types=[FoundNote]) as subscription:
-                async for record in subscription:
-                    seen.append(record.stream)
-                    first.set()
+                with pytest.raises(StoreClosedError):
+                    async for record in subscription:
+                        seen.append(record.stream)
+                        first.set()
 
         readers = [asyncio.create_task(read()) for _ in range(3)]
         await first.wait()
