@@ -60,6 +60,7 @@ class StateCodec:
                 "%s cannot be kept as a snapshot: %s; correct the annotations of its state",
                 type(owner).__qualname__,
                 problem,
+                extra={"eventstore.class": type(owner).__qualname__},
             )
         return None
 
@@ -68,7 +69,15 @@ class StateCodec:
         try:
             state = self._decode(encoded)
         except msgspec.MsgspecError as error:
-            logger.warning("a snapshot of %r is ignored: %s", owner, error)
+            logger.warning(
+                "a snapshot of %r is ignored: %s",
+                owner,
+                error,
+                extra={
+                    "eventstore.class": type(owner).__qualname__,
+                    "eventstore.error": type(error).__name__,
+                },
+            )
             return False
         for field in self._fields:
             setattr(owner, field, getattr(state, field))

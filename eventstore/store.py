@@ -420,4 +420,13 @@ class EventStore(FollowingStore):
             if joined is not None:
                 raise  # the caller's transaction may be lost with it
             # The events are safe and a snapshot is only a cache: the save has succeeded.
-            logger.warning("the snapshot of %r was not saved", aggregate, exc_info=True)
+            logger.warning(
+                "the snapshot of %r was not saved",
+                aggregate,
+                exc_info=True,
+                extra={
+                    "eventstore.class": type(aggregate).__qualname__,
+                    "eventstore.stream": stream,
+                    "eventstore.version": aggregate.version,
+                },
+            )

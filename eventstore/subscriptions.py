@@ -204,7 +204,12 @@ class Subscription(Iterator[RecordedEvent]):
             first, longest = _AWAY
             pause = min(first * 2 ** min(self._failures, 9), longest)
             self._failures += 1
-            logger.warning("a subscription tries again in %g s: %s", pause, error)
+            logger.warning(
+                "a subscription tries again in %g s: %s",
+                pause,
+                error,
+                extra={"eventstore.seconds": pause, "eventstore.error": type(error).__name__},
+            )
             self._tail.rest(pause)
             return None
         self._failures = 0

@@ -167,7 +167,15 @@ class Follower(ABC):
                 row.position,
                 attempts,
                 described(error),
-                extra={"follower": self.lease.name, "position": row.position},
+                extra={
+                    "eventstore.follower": self.lease.name,
+                    "eventstore.shard": self.lease.shard,
+                    "eventstore.stream": row.stream,
+                    "eventstore.version": row.version,
+                    "eventstore.position": row.position,
+                    "eventstore.attempts": attempts,
+                    "eventstore.error": type(error).__name__,
+                },
             )
 
     def _retry_parked(self) -> None:

@@ -211,7 +211,10 @@ class Runner:
             "running %s as %s",
             ", ".join(self._registrations),
             self._owner,
-            extra={"followers": list(self._registrations), "owner": self._owner},
+            extra={
+                "eventstore.followers": list(self._registrations),
+                "eventstore.owner": self._owner,
+            },
         )
 
     # --- supervising ---------------------------------------------------------------------------
@@ -247,11 +250,19 @@ class Runner:
             return
         except Exception as error:
             if not self._failing:
-                logger.warning("no heartbeat, trying again: %s", error, exc_info=error)
+                logger.warning(
+                    "no heartbeat, trying again: %s",
+                    error,
+                    exc_info=error,
+                    extra={
+                        "eventstore.owner": self._owner,
+                        "eventstore.error": type(error).__name__,
+                    },
+                )
             self._failing = True
             return
         if self._failing:
-            logger.info("heartbeats again")
+            logger.info("heartbeats again", extra={"eventstore.owner": self._owner})
         self._failing = False
         for name in names:
             try:
@@ -364,11 +375,21 @@ class Runner:
             pause,
             error,
             exc_info=error,
-            extra={"follower": name, "shard": shard},
+            extra={
+                "eventstore.follower": name,
+                "eventstore.shard": shard,
+                "eventstore.seconds": pause,
+                "eventstore.error": type(error).__name__,
+            },
         )
 
     def _give_up(self, name: str, error: FollowerError) -> None:
-        logger.error("%r is given up: %s", name, error, extra={"follower": name})
+        logger.error(
+            "%r is given up: %s",
+            name,
+            error,
+            extra={"eventstore.follower": name, "eventstore.error": type(error).__name__},
+        )
         self._given_up[name] = error
         for (follower, _), work in self._work.items():
             if follower == name:
@@ -378,7 +399,10 @@ class Runner:
 
     def _store_is_closed(self) -> None:
         if not self._stopped:
-            logger.error("the store was closed, so nothing is run any more")
+            logger.error(
+                "the store was closed, so nothing is run any more",
+                extra={"eventstore.owner": self._owner},
+            )
         self.stop()
 
     def _end(self) -> None:
@@ -397,7 +421,7 @@ class Runner:
                 self._followers.heartbeat(self._owner, (), self._held)
         for name in self._registrations:
             self._give_back(name)
-        logger.info("stopped", extra={"owner": self._owner})
+        logger.info("stopped", extra={"eventstore.owner": self._owner})
 
 
 def _check(registration: Registration, rows: Sequence[Checkpoint]) -> None:
@@ -425,11 +449,11 @@ def _log(what: str, lease: Checkpoint, level: int = logging.INFO) -> None:
         lease.position,
         what,
         extra={
-            "follower": lease.name,
-            "shard": lease.shard,
-            "position": lease.position,
-            "owner": lease.owner,
-            "epoch": lease.epoch,
+            "eventstore.follower": lease.name,
+            "eventstore.shard": lease.shard,
+            "eventstore.position": lease.position,
+            "eventstore.owner": lease.owner,
+            "eventstore.epoch": lease.epoch,
         },
     )
 

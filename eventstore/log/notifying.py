@@ -66,7 +66,11 @@ class Notifier:
                 self._notify()
                 self._last = time.monotonic()
             except Exception as error:  # a hint less: readers poll
-                logger.debug("a notification was not sent: %s", error)
+                logger.debug(
+                    "a notification was not sent: %s",
+                    error,
+                    extra={"eventstore.error": type(error).__name__},
+                )
                 self._disconnect()
                 self._last = time.monotonic() + RETRY
         if self._background.is_closing:

@@ -86,7 +86,11 @@ class Watch(ABC):
                 if not self.watch(stop):
                     return
             except Exception as error:
-                logger.debug("watching was interrupted: %s", error)
+                logger.debug(
+                    "watching was interrupted: %s",
+                    error,
+                    extra={"eventstore.error": type(error).__name__},
+                )
             finally:
                 self._hinted = False
             stop.wait(RETRY)
