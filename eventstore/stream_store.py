@@ -350,11 +350,14 @@ def joined_connection(connection: Joinable | None) -> Connection | None:
     """The connection of the transaction to join, if there is one."""
     if connection is None or isinstance(connection, Connection):
         return connection
-    joined = connection.connection()  # of an ORM session: the connection of its transaction
-    if not isinstance(joined, Connection):
+    if hasattr(connection, "run_sync"):
         raise InvalidArgumentError(
-            "connection", connection, "it is an async one: give it to an AsyncEventStore"
+            "connection",
+            connection,
+            "it is an async one: give it to an AsyncEventStore, or use its run_sync",
         )
+    joined = connection.connection()  # of an ORM session: the connection of its transaction
+    assert isinstance(joined, Connection)
     return joined
 
 

@@ -15,7 +15,8 @@ from typing import Any, Final, Literal
 
 import psycopg
 from psycopg import errors as pg
-from psycopg.pq import TransactionStatus
+from psycopg.pq import Format, TransactionStatus
+from psycopg.rows import tuple_row
 from sqlalchemy import (
     ARRAY,
     URL,
@@ -42,6 +43,7 @@ from eventstore.errors import (
     SchemaMissingError,
     StoreClosedError,
 )
+from eventstore.log.awaited import AwaitedCursor, driver_connection
 from eventstore.log.base import (
     ANY,
     NO_STREAM,
@@ -342,10 +344,12 @@ class PostgresLog(SqlLog):
 
     def join(self, connection: Connection) -> Any:
         check_dialect(connection, "postgresql")
-        raw: Any = connection.connection.dbapi_connection
-        if not isinstance(raw, psycopg.Connection):
+        raw = driver_connection(connection)
+        if not isinstance(raw, (psycopg.Connection, psycopg.AsyncConnection)):
             raise InvalidArgumentError(
-                "connection", connection, "its driver is not psycopg 3: use postgresql+psycopg://"
+                "connection",
+                connection,
+                f"its driver is {connection.dialect.driver}: use postgresql+psycopg:// (psycopg 3)",
             )
         if raw.autocommit:
             raise InvalidArgumentError(
@@ -356,7 +360,14 @@ class PostgresLog(SqlLog):
         return raw
 
     def cursor(self, raw: Any) -> Any:
-        return raw.cursor(binary=True)
+        # Not `raw.cursor`: a caller's connection may make cursors of another kind, and other rows.
+        if isinstance(raw, psycopg.AsyncConnection):
+            own = psycopg.AsyncCursor(raw, row_factory=tuple_row)
+            own.format = Format.BINARY
+            return AwaitedCursor(own)
+        cursor = psycopg.Cursor(raw, row_factory=tuple_row)
+        cursor.format = Format.BINARY
+        return cursor
 
     def is_light(self, cursor: Any, /) -> bool:
         # A new one costs 10 us: it looks up again how to convert each type. An old one holds on to

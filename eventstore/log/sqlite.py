@@ -25,6 +25,7 @@ from sqlalchemy import (
 from sqlalchemy.dialects.sqlite import insert
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
+from sqlalchemy.util import await_only
 
 from eventstore import moments
 from eventstore.errors import (
@@ -36,6 +37,7 @@ from eventstore.errors import (
     LogUnavailableError,
     StoreClosedError,
 )
+from eventstore.log.awaited import AwaitedCursor, driver_connection
 from eventstore.log.base import (
     ANY,
     NO_STREAM,
@@ -246,18 +248,20 @@ class SqliteLog(SqlLog):
             )
         if not connection.in_transaction():
             connection.begin()
-        raw: Any = connection.connection.dbapi_connection
+        raw = driver_connection(connection)
         if not raw.in_transaction:
             # A driver in its default mode begins before a write by itself, but then not
             # before our reads, and in autocommit mode not at all.
             try:
-                raw.cursor().execute("BEGIN IMMEDIATE")
+                self.cursor(raw).execute("BEGIN IMMEDIATE").close()
             except sqlite3.Error as error:
                 raise translated(error, "not written") or LogError(str(error)) from error
         return raw
 
     def cursor(self, raw: Any) -> Any:
-        return raw.cursor()
+        if isinstance(raw, sqlite3.Connection):
+            return raw.cursor()
+        return AwaitedCursor(await_only(raw.cursor()))  # a caller's, of aiosqlite
 
     def is_light(self, _cursor: Any, /) -> bool:
         return False  # a new one costs nothing, and an old one might hold a read lock
