@@ -152,6 +152,8 @@ def event_classes() -> Iterable[type[Event]]:
     return dict.fromkeys(_by_name.values())  # type: ignore[arg-type]
 
 
+# Once more, since mypy would take what Struct itself says, and that is not frozen.
+@dataclass_transform(frozen_default=True, field_specifiers=(msgspec.field,))
 class Event(msgspec.Struct, frozen=True, gc=False, metaclass=EventType):
     """A fact: immutable, typed, named in the past tense.
 
