@@ -59,6 +59,7 @@ class StoreOptions(TypedDict, total=False):
     max_attempts: int
     clock: Callable[[], datetime] | None
     notify: bool
+    group_commit: bool
     in_step: Iterable[type[TableProjection]]
     migrate: bool | None
 
@@ -79,6 +80,9 @@ class EventStore(FollowingStore):
     - `max_attempts`: how often `transact` tries before it gives a conflict to its caller.
     - `clock`: the source of `recorded_at`, for tests; the machine's (SQLite) or the server's
       (PostgreSQL) by default.
+    - `group_commit`: whether appends that many threads make at once share transactions. Each has
+      an outcome of its own, and returns when it is committed; a lone one does not wait. An
+      AsyncEventStore does so always.
     - `in_step`: projections that run in the transaction of each append, so that their tables
       are never behind. Every program that appends has to open the store with them.
     - `migrate`: whether to bring the tables up to date. By default a SQLite file migrates itself,
@@ -103,6 +107,7 @@ class EventStore(FollowingStore):
         clock: Callable[[], datetime] | None = None,
         migrate: bool | None = None,
         notify: bool = True,
+        group_commit: bool = False,
         in_step: Iterable[type[TableProjection]] = (),
     ) -> None:
         if max_attempts < 1:
@@ -119,6 +124,8 @@ class EventStore(FollowingStore):
         )
         self._max_attempts = max_attempts
         self._follow(list(in_step))
+        if group_commit:
+            self.log.group_commits()
         self._folds: dict[type[Aggregate], Fold] = {}
         self._cache = AggregateCache(cache) if cache > 0 else None
 

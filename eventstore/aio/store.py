@@ -242,7 +242,9 @@ class AsyncEventStore:
                 if isinstance(self._target, EventStore):
                     self._store = self._target
                 else:
-                    self._store = EventStore(self._target, **self._options)
+                    options = StoreOptions(group_commit=True)
+                    options.update(self._options)
+                    self._store = EventStore(self._target, **options)
             return self._store
 
     @property

@@ -181,6 +181,13 @@ class Log(Protocol):
         """
         ...
 
+    def group_commits(self) -> None:
+        """From now on, appends that threads make at once may share a transaction.
+
+        Each keeps its own outcome: a conflict of one is not the failure of another. None returns
+        before it is committed.
+        """
+
     def delete(
         self, stream: str, expected: Expected = ANY, *, connection: Connection | None = None
     ) -> Receipt:

@@ -54,6 +54,7 @@ from eventstore.log.base import (
     Write,
 )
 from eventstore.log.frontier import Frontiers
+from eventstore.log.grouping import Request
 from eventstore.log.kept import KEPT
 from eventstore.log.notifying import Notifier, PostgresWatch, is_proxied
 from eventstore.log.sql import Borrowed, SqlLog, check_dialect, refuse
@@ -150,6 +151,7 @@ class PostgresLog(SqlLog):
 
     insert = staticmethod(insert)
     begin = "BEGIN"
+    places = 4  # commits of several connections overlap
 
     def __init__(
         self,
@@ -227,7 +229,7 @@ class PostgresLog(SqlLog):
         self, cursor: Any, write: Write, now: int | None, *, held: int | None = None, tries: int = 2
     ) -> Receipt:
         """Append to one stream. `held` is the version of a head that is locked already."""
-        stream, new, expected = write
+        stream, new, _ = write
         count = len(new)
         if not count:
             self._refuse(cursor, write)
@@ -235,6 +237,24 @@ class PostgresLog(SqlLog):
             if head:
                 return Receipt(stream, head[1], 0, head[2])
             return Receipt(stream, 0, 0, moments.now() if now is None else now)
+        cursor.execute(*self._statement_of(write, now, held), prepare=True)
+        row = cursor.fetchone()
+        if row is None:
+            self._refuse(cursor, write)
+            # It was refused a moment ago, and would not be now: the stream has moved meanwhile.
+            if tries > 1:
+                return self._append(cursor, write, now, tries=tries - 1)
+            raise LogLockedError(
+                f"stream {stream!r} changed during the append; nothing was written, retry"
+            )
+        return Receipt(stream, row[0], row[2], row[1])
+
+    def _statement_of(
+        self, write: Write, now: int | None, held: int | None = None
+    ) -> tuple[str, dict[str, Any]]:
+        """The one statement that appends to a stream, and its parameters."""
+        stream, new, expected = write
+        count = len(new)
         type_ids = self._type_ids
         values: dict[str, Any] = {"stream": stream, "now": now, "count": count}
         if held is None and expected.__class__ is int and expected:
@@ -256,17 +276,47 @@ class PostgresLog(SqlLog):
                 "metadata": [e.metadata for e in new],
             }
             text = _MANY_AT if at_version else _MANY[expected]
-        cursor.execute(text, values, prepare=True)
-        row = cursor.fetchone()
-        if row is None:
-            self._refuse(cursor, write)
-            # It was refused a moment ago, and would not be now: the stream has moved meanwhile.
-            if tries > 1:
-                return self._append(cursor, write, now, tries=tries - 1)
-            raise LogLockedError(
-                f"stream {stream!r} changed during the append; nothing was written, retry"
-            )
-        return Receipt(stream, row[0], row[2], row[1])
+        return text, values
+
+    def _write_together(self, requests: Sequence[Request]) -> None:
+        # In a pipeline: one trip for all of their statements. What takes more is left alone, and so
+        # is everything behind a proxy, where nothing can be prepared.
+        simple = sorted((r for r in requests if r.is_simple), key=lambda r: r.writes[0].stream)
+        self._know_types([request.writes[0] for request in simple])
+        try:
+            with self._transaction(None) as cursor:
+                raw = cursor.connection
+                if len(simple) < 2 or raw.prepare_threshold is None:
+                    return
+                answers = []
+                with raw.pipeline():
+                    for request in simple:
+                        now = request.recorded_at
+                        if now is None and self._clock is not None:
+                            now = self._clock()
+                        answer = raw.cursor(binary=True)
+                        answer.execute(*self._statement_of(request.writes[0], now), prepare=True)
+                        answers.append(answer)
+                    rows = [answer.fetchone() for answer in answers]
+                for request, row in zip(simple, rows, strict=True):
+                    self._settle(cursor, request, row)
+        except LogError as error:
+            if isinstance(error, LogUnavailableError) and error.outcome == "unknown":
+                raise
+            # A deadlock, or one of them at fault: nothing is written, so each for itself.
+            for request in requests:
+                request.receipts = request.error = None
+
+    def _settle(self, cursor: Any, request: Request, row: Any) -> None:
+        """Note the outcome of one statement of a group."""
+        (write,) = request.writes
+        if row is not None:
+            request.receipts = (Receipt(write.stream, row[0], row[2], row[1]),)
+            return
+        try:
+            self._refuse(cursor, write)  # if it would not refuse now, it is tried again alone
+        except EventStoreError as error:
+            request.error = error
 
     def _know_types(self, writes: Sequence[Write]) -> None:
         """Add new types in a transaction of their own, so that no rollback takes them back."""

@@ -45,6 +45,7 @@ from eventstore.log.base import (
     Wanted,
     Write,
 )
+from eventstore.log.grouping import GroupCommit, Request
 from eventstore.log.hints import Hints, Notifies
 from eventstore.log.kept import Kept, Seat
 from eventstore.log.queries import PAGE, Mask, Queries, Shape, Statement, given, mask_of
@@ -130,6 +131,7 @@ class SqlLog(ABC):
         self._watch = self.watch()
         self._kept = Kept(engine, keep, self._leave)
         self._closed = False
+        self._group: GroupCommit | None = None
         self._types: dict[int, EventType] = {}
         self._type_ids: dict[EventType, int] = {}
         self._statement = cache(self._compiled)
@@ -140,6 +142,8 @@ class SqlLog(ABC):
     insert: Any
     #: The statement that begins a transaction that writes.
     begin: ClassVar[str]
+    #: How many transactions of appends it pays to have under way before they are put together.
+    places: ClassVar[int]
 
     @abstractmethod
     def watch(self) -> Watch:
@@ -194,6 +198,10 @@ class SqlLog(ABC):
         """Append in one transaction; with `erase`, leave only the new events."""
 
     @abstractmethod
+    def _write_together(self, requests: Sequence[Request]) -> None:
+        """Append for several callers in one transaction: see GroupCommit."""
+
+    @abstractmethod
     def _storing(self, connection: Connection | None) -> contextlib.AbstractContextManager[Any]:
         """A cursor for one statement that writes, and is committed by the end of the block."""
 
@@ -215,9 +223,23 @@ class SqlLog(ABC):
             _check_expected(write.expected)
         if not writes:
             return ()
-        receipts = self._write(writes, key, recorded_at, connection)
+        if connection is None and self._group is not None:
+            receipts = self._group.append(writes, key, recorded_at)
+        else:
+            receipts = self._write(writes, key, recorded_at, connection)
         self._hints.appended(connection)
         return receipts
+
+    def group_commits(self) -> None:
+        """From now on, appends that come at once share transactions."""
+        if self._group is None:
+
+            def alone(
+                writes: Sequence[Write], key: str | None, recorded_at: int | None
+            ) -> tuple[Receipt, ...]:
+                return self._write(writes, key, recorded_at, None)
+
+            self._group = GroupCommit(self.places, alone, self._write_together)
 
     def delete(
         self, stream: str, expected: Expected = ANY, *, connection: Connection | None = None

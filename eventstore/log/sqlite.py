@@ -47,8 +47,9 @@ from eventstore.log.base import (
     Receipt,
     Write,
 )
+from eventstore.log.grouping import Request
 from eventstore.log.kept import KEPT
-from eventstore.log.sql import Borrowed, SqlLog, check_dialect
+from eventstore.log.sql import Borrowed, SqlLog, check_dialect, savepoint
 from eventstore.log.watching import SqliteWatch
 from eventstore.names import category_of
 
@@ -111,6 +112,7 @@ class Turn:
 
 
 _NO_TURN: Final = contextlib.nullcontext()
+_NO_SAVEPOINT: Final = contextlib.nullcontext()
 
 
 class SqliteLog(SqlLog):
@@ -118,6 +120,7 @@ class SqliteLog(SqlLog):
 
     insert = staticmethod(insert)
     begin = "BEGIN IMMEDIATE"
+    places = 1  # there is one writer
 
     def __init__(
         self,
@@ -144,23 +147,57 @@ class SqliteLog(SqlLog):
     ) -> tuple[Receipt, ...]:
         new_types: dict[EventType, int] = {}
         with self._turn_of(connection), self._transaction(connection) as cursor:
-            if key is not None:
-                first = self._first_receipts(cursor, key, writes)
-                if first is not None:
-                    return first
-            now = self._clock() if recorded_at is None else recorded_at
-            if len(writes) > 1:
-                names = self.list_value(write.stream for write in writes)
-                now = max(now, cursor.execute(_LATEST, (names,)).fetchone()[0] or 0)
-            receipts = tuple([self._append(cursor, write, now, new_types) for write in writes])
+            receipts = self._written(cursor, writes, key, recorded_at, new_types)
             if erase:
                 _erase(cursor, receipts[0])
-            if key is not None:
-                cursor.execute(_CLAIM, (key,))
-                self._keep_receipts(cursor, key, receipts)
         if new_types and connection is None:  # else a rollback may yet take their ids back
             self._type_ids.update(new_types)
         return receipts
+
+    def _written(
+        self,
+        cursor: Any,
+        writes: Sequence[Write],
+        key: str | None,
+        recorded_at: int | None,
+        new_types: dict[EventType, int],
+    ) -> tuple[Receipt, ...]:
+        if key is not None:
+            first = self._first_receipts(cursor, key, writes)
+            if first is not None:
+                return first
+        now = self._clock() if recorded_at is None else recorded_at
+        if len(writes) > 1:
+            names = self.list_value(write.stream for write in writes)
+            now = max(now, cursor.execute(_LATEST, (names,)).fetchone()[0] or 0)
+        receipts = tuple([self._append(cursor, write, now, new_types) for write in writes])
+        if key is not None:
+            cursor.execute(_CLAIM, (key,))
+            self._keep_receipts(cursor, key, receipts)
+        return receipts
+
+    def _write_together(self, requests: Sequence[Request]) -> None:
+        new_types: dict[EventType, int] = {}
+        try:
+            with self._turn, self._transaction(None) as cursor:
+                for request in requests:
+                    added = dict(new_types)
+                    try:
+                        with _NO_SAVEPOINT if request.is_simple else savepoint(cursor):
+                            request.receipts = self._written(
+                                cursor, request.writes, request.key, request.recorded_at, added
+                            )
+                        new_types = added
+                    except EventStoreError as error:
+                        request.error = error
+        except LogError as error:
+            if type(error) is not LogError:
+                raise
+            # One of them is at fault, and nothing is written: each for itself, then.
+            for request in requests:
+                request.receipts = request.error = None
+        else:
+            self._type_ids.update(new_types)
 
     def _append(
         self, cursor: Any, write: Write, now: int, new_types: dict[EventType, int]

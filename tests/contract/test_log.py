@@ -36,3 +36,23 @@ class TestPostgres(LogContract):
     @pytest.fixture
     def log(self, postgres_url: str) -> Iterator[Log]:
         yield from opened(postgres_url)
+
+
+class TestSqliteInGroups(LogContract):
+    """Appends of many threads share transactions."""
+
+    @pytest.fixture
+    def log(self, sqlite_url: str) -> Iterator[Log]:
+        for log in opened(sqlite_url):
+            log.group_commits()
+            yield log
+
+
+class TestPostgresInGroups(LogContract):
+    """Appends of many threads share transactions."""
+
+    @pytest.fixture
+    def log(self, postgres_url: str) -> Iterator[Log]:
+        for log in opened(postgres_url):
+            log.group_commits()
+            yield log
