@@ -1,15 +1,17 @@
-"""The tour, which is the contract of the public API, runs as a program on every database."""
+"""The tour, which is the contract of the public API, runs on every database; on asyncio too."""
 
 import subprocess
 import sys
 from pathlib import Path
 
-TOUR = Path(__file__).parents[2] / "examples" / "tour.py"
+import pytest
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
-def run(*arguments: str) -> str:
+def run(tour: str, *arguments: str) -> str:
     done = subprocess.run(
-        [sys.executable, "-W", "error", str(TOUR), *arguments],
+        [sys.executable, "-W", "error", str(EXAMPLES / tour), *arguments],
         capture_output=True,
         text=True,
         timeout=60,
@@ -19,9 +21,11 @@ def run(*arguments: str) -> str:
     return done.stdout
 
 
-def test_the_tour_runs_embedded() -> None:
-    assert run().endswith("tour complete\n")
+@pytest.mark.parametrize("tour", ["tour.py", "async_tour.py"])
+def test_the_tour_runs_embedded(tour: str) -> None:
+    assert run(tour).endswith("tour complete\n")
 
 
-def test_the_tour_runs_on_postgresql(postgres_url: str) -> None:
-    assert run(postgres_url).endswith("tour complete\n")
+@pytest.mark.parametrize("tour", ["tour.py", "async_tour.py"])
+def test_the_tour_runs_on_postgresql(tour: str, postgres_url: str) -> None:
+    assert run(tour, postgres_url).endswith("tour complete\n")
