@@ -49,6 +49,7 @@ from eventstore.followers.event_handler import EventHandler
 from eventstore.followers.rebuild import Progress
 from eventstore.followers.status import FollowerStatus, Parked
 from eventstore.handlers import on
+from eventstore.joining import joining
 from eventstore.log.base import ANY, NO_STREAM, STREAM_EXISTS, Expected
 from eventstore.metadata import Metadata, bind, caused_by, context
 from eventstore.projections.differences import Difference
@@ -127,6 +128,7 @@ __all__ = [
     "bind",
     "caused_by",
     "context",
+    "joining",
     "on",
     "upcast",
 ]

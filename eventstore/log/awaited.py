@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from typing import Any, Self
 
 from sqlalchemy import Connection
-from sqlalchemy.util import await_only
+from sqlalchemy.util import await_
 
 
 class AwaitedCursor:
@@ -25,21 +25,21 @@ class AwaitedCursor:
         self._cursor = cursor
 
     def execute(self, query: str, parameters: Any = (), /, **options: Any) -> Self:
-        await_only(self._cursor.execute(query, parameters, **options))
+        await_(self._cursor.execute(query, parameters, **options))
         return self
 
     def executemany(self, query: str, parameters: Iterable[Any], /) -> Self:
-        await_only(self._cursor.executemany(query, parameters))
+        await_(self._cursor.executemany(query, parameters))
         return self
 
     def fetchone(self) -> Any:
-        return await_only(self._cursor.fetchone())
+        return await_(self._cursor.fetchone())
 
     def fetchall(self) -> Any:
-        return await_only(self._cursor.fetchall())
+        return await_(self._cursor.fetchall())
 
     def close(self) -> None:
-        await_only(self._cursor.close())
+        await_(self._cursor.close())
 
     @property
     def rowcount(self) -> int:

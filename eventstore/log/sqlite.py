@@ -25,7 +25,7 @@ from sqlalchemy import (
 from sqlalchemy.dialects.sqlite import insert
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
-from sqlalchemy.util import await_only
+from sqlalchemy.util import await_
 
 from eventstore import moments
 from eventstore.errors import (
@@ -298,7 +298,7 @@ class SqliteLog(SqlLog):
     def cursor(self, raw: Any) -> Any:
         if isinstance(raw, sqlite3.Connection):
             return raw.cursor()
-        return AwaitedCursor(await_only(raw.cursor()))  # a caller's, of aiosqlite
+        return AwaitedCursor(await_(raw.cursor()))  # a caller's, of aiosqlite
 
     def is_light(self, _cursor: Any, /) -> bool:
         return False  # a new one costs nothing, and an old one might hold a read lock
