@@ -38,6 +38,7 @@ bench: $(VENV)/bench $(EMMETT)/node_modules/.installed
 	$(BIN)/python benchmarks/load.py
 	$(BIN)/python benchmarks/projection.py
 	$(BIN)/python benchmarks/subscription.py
+	$(BIN)/python benchmarks/async_.py
 
 # A peer on Node. Without Node the benchmarks leave it out, and say so.
 $(EMMETT)/node_modules/.installed: $(EMMETT)/package.json

@@ -140,7 +140,7 @@ def report(title: str, results: list[Result]) -> None:
     heading = ["workload", "baseline", "a second", "ours", "ratio", "min-max", "goal"]
     for peer in peers:
         heading += [peer, "ours is"]
-    _print_table([heading, *(_row(result, peers) for result in results)])
+    print_table([heading, *(_row(result, peers) for result in results)])
 
 
 def report_waits(title: str, results: list[Waits]) -> None:
@@ -150,7 +150,7 @@ def report_waits(title: str, results: list[Waits]) -> None:
     heading = ["workload", "raw", "ours", "ratio", "min-max"]
     for name in names:
         heading += [name, "ours is"]
-    _print_table([heading, *(_waits_row(result, names) for result in results)])
+    print_table([heading, *(_waits_row(result, names) for result in results)])
 
 
 def _waits_row(result: Waits, peers: list[str]) -> list[str]:
@@ -176,7 +176,7 @@ def _waits_row(result: Waits, peers: list[str]) -> list[str]:
     return row
 
 
-def _print_table(rows: list[list[str]]) -> None:
+def print_table(rows: list[list[str]]) -> None:
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     for row in rows:
         first, *others = zip(row, widths, strict=True)
