@@ -31,7 +31,7 @@ from opentelemetry.trace import (
 )
 from sqlalchemy import Column, Integer, Table
 
-import eventstore.otel
+import eventstore
 from eventstore import (
     Aggregate,
     Event,
@@ -567,6 +567,23 @@ def test_gauges_show_how_far_followers_are_and_look_once_a_collection(
     assert len(looks) == 2
 
 
+def test_gauges_show_how_far_the_slowest_open_subscription_is(
+    store: EventStore, telemetry: Telemetry
+) -> None:
+    first, *_, last = (store.append("otel-tank/a", Filled(liters=1)).position for _ in range(4))
+    with store.subscribe(after=first) as slow, store.subscribe() as quick:
+        for _ in range(4):
+            next(quick)
+        assert telemetry.value("eventstore.subscriptions") == 2
+        assert telemetry.value("eventstore.subscription.lag.events") == last - first
+        assert telemetry.points()["eventstore.subscription.lag.time"][0].value >= 0
+        for _ in range(3):
+            next(slow)
+        assert telemetry.value("eventstore.subscription.lag.events") == 0
+    assert telemetry.value("eventstore.subscriptions") == 0
+    assert "eventstore.subscription.lag.events" not in telemetry.points()
+
+
 def test_durations_are_in_buckets_of_seconds(store: EventStore, telemetry: Telemetry) -> None:
     store.append("otel-tank/a", Filled(liters=1))
     store.load(Tank, "a")
@@ -598,6 +615,9 @@ def test_an_async_store_is_observed_in_the_trace_of_its_task(
             assert (await store.project(Total)).liters == 3
             async for record in store.read("otel-tank/a"):
                 assert "traceparent" in record.metadata
+            async with store.subscribe() as subscription:
+                assert (await anext(subscription)).stream == "otel-tank/a"
+                assert telemetry.value("eventstore.subscriptions") == 1
             await store.delete(Tank, "a")
 
     with EventStore(database_url) as sync:
@@ -610,6 +630,20 @@ def test_an_async_store_is_observed_in_the_trace_of_its_task(
     names = {span.name for span in telemetry.spans()}
     assert {"eventstore.save", "eventstore.load", "eventstore.batch"} <= names
     assert {"eventstore.project", "eventstore.rebuild", "eventstore.delete"} <= names
+
+
+def test_an_async_store_on_an_observed_one_tells_the_same(
+    store: EventStore, telemetry: Telemetry
+) -> None:
+    async def scenario() -> None:
+        async with observe(AsyncEventStore(store)) as other:
+            await other.append("otel-tank/a", Filled(liters=1))
+            subscription = other.subscribe()
+            assert telemetry.value("eventstore.subscriptions") == 1
+            subscription.stop()
+
+    asyncio.run(scenario())
+    assert told(telemetry.span("eventstore.append"))["eventstore.events"] == 1
 
 
 # --- what is documented --------------------------------------------------------------------------
@@ -658,10 +692,10 @@ def test_the_page_explains_each_field_of_log_records() -> None:
 
 
 def test_the_page_lists_each_span_event_and_metric() -> None:
-    source = ast.parse(Path(eventstore.otel.__file__).read_text(encoding="utf-8"))
     names = {
         node.value
-        for node in ast.walk(source)
+        for path in (ROOT / "otel").rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
         if isinstance(node, ast.Constant)
         and isinstance(node.value, str)
         and re.fullmatch(r"eventstore\.[a-z_.]+[a-z]", node.value)
