@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any, TypeVar, Unpack, cast
 
@@ -13,6 +13,7 @@ from starlette.types import Lifespan
 
 from eventstore.aio import AsyncEventStore
 from eventstore.aio.store import THREADS
+from eventstore.errors import InvalidArgumentError
 from eventstore.store import StoreOptions
 
 App = TypeVar("App", bound=Starlette)
@@ -31,12 +32,15 @@ def lifespan(
 
     Takes the options of AsyncEventStore. `within` is the application's own lifespan: it is entered
     when the store is open and left before the store is closed, and what it yields is passed on.
-    A store that is given itself is opened too, and closed. Starting fails with SchemaError or
-    LogError where the store cannot be opened.
+    A store that is given itself is opened too, and closed; it has its options already, and others
+    raise InvalidArgumentError. Starting fails with SchemaError or LogError where the store cannot
+    be opened.
     """
+    if isinstance(target, AsyncEventStore) and options:
+        raise InvalidArgumentError("options", options, "give them to the AsyncEventStore")
 
     @asynccontextmanager
-    async def living(app: App) -> AsyncIterator[Mapping[str, Any]]:
+    async def living(app: App) -> AsyncGenerator[Mapping[str, Any], None]:
         if isinstance(target, AsyncEventStore):
             opening = target
         else:

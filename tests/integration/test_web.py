@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import importlib.util
+import re
+import subprocess
 import sys
 import threading
 from collections.abc import AsyncIterator, Coroutine
@@ -20,7 +22,9 @@ from starlette.applications import Starlette
 from starlette.requests import HTTPConnection, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
+from starlette.types import Message, Receive, Scope, Send
 
+import eventstore.web
 from eventstore import (
     NO_STREAM,
     Event,
@@ -53,6 +57,7 @@ from eventstore.web import (
 )
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "shop_api.py"
+PAGE = Path(__file__).parents[2] / "docs" / "web.md"
 REQUESTS = 100
 #: Seconds after which a test that hangs fails.
 PATIENCE = 120.0
@@ -360,6 +365,29 @@ def test_metadata_of_concurrent_requests_is_never_mixed(sqlite_url: str) -> None
     run(main())
 
 
+def test_a_websocket_has_metadata_and_is_told_its_correlation_id() -> None:
+    seen: list[dict[str, Any]] = []
+    sent: list[Message] = []
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        seen.append(dict(metadata.current()))
+        await send({"type": "websocket.accept"})
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    async def receive() -> Message:
+        return {"type": "websocket.connect"}
+
+    async def main() -> None:
+        scope = {"type": "websocket", "headers": [(b"x-request-id", b"r")]}
+        await MetadataMiddleware(app)(scope, receive, send)
+
+    run(main())
+    assert seen == [{"correlation_id": "r"}]
+    assert sent == [{"type": "websocket.accept", "headers": [(b"x-correlation-id", b"r")]}]
+
+
 # --- problems -------------------------------------------------------------------------------------
 
 MOMENT = datetime(2026, 1, 2, tzinfo=UTC)
@@ -611,6 +639,11 @@ def test_the_lifespan_closes_the_store_when_the_applications_own_fails(sqlite_ur
     run(main())
 
 
+def test_options_beside_a_store_are_refused(sqlite_url: str) -> None:
+    with pytest.raises(InvalidArgumentError):
+        lifespan(AsyncEventStore(sqlite_url), lock_timeout=1.0)
+
+
 def test_a_request_without_a_lifespan_says_what_is_missing() -> None:
     async def main() -> None:
         app = Starlette(routes=[Route("/", version_of_notes)])
@@ -648,16 +681,19 @@ def test_the_example_answers_of_the_past_and_of_conflicts(shop: Any, url: str) -
     run(main())
 
 
-def is_followed() -> bool:
-    return any(thread.name == "eventstore-live" for thread in threading.enumerate())
+def readers() -> set[threading.Thread]:
+    """The threads that follow a log for live readers."""
+    return {thread for thread in threading.enumerate() if thread.name == "eventstore-live"}
 
 
 def test_a_live_answer_ends_when_the_client_leaves(shop: Any, url: str) -> None:
+    before = readers()
+
     async def main() -> None:
         async with served(shop.make_app(url)) as client:
             await client.post("/orders", json={"id": "7"})
             await client.post("/orders", json={"id": "8"})
-            ids = []
+            ids: list[str] = []
             async with client.stream("GET", "/orders/7/events") as answer:
                 lines = answer.aiter_lines()
                 assert await event_of(lines, ids) == "OrderOpened"
@@ -665,8 +701,8 @@ def test_a_live_answer_ends_when_the_client_leaves(shop: Any, url: str) -> None:
                     line = {"sku": f"for-{id}", "quantity": 1}
                     await client.post(f"/orders/{id}/lines", json=line)
                 assert await event_of(lines, ids) == "LineAdded"
-                assert is_followed()
-            while is_followed():  # by nobody any more
+                assert readers() - before
+            while readers() - before:
                 await asyncio.sleep(0.01)
             resumed = {"Last-Event-ID": ids[0]}
             async with client.stream("GET", "/orders/7/events", headers=resumed) as answer:
@@ -702,3 +738,51 @@ def test_a_live_answer_with_nothing_to_tell_says_so(shop: Any, sqlite_url: str) 
                         break
 
     run(main())
+
+
+# --- the page about it ----------------------------------------------------------------------------
+
+
+def test_the_pages_examples_run(tmp_path: Path) -> None:
+    blocks = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
+    assert len(blocks) > 3
+    # A program of its own: its classes have names that others have too.
+    program = tmp_path / "page.py"
+    program.write_text("\n".join(blocks), encoding="utf-8")
+    ran = subprocess.run(
+        [sys.executable, "-W", "error", str(program)],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        env={"PYTHONPATH": ":".join(filter(None, sys.path))},
+    )
+    assert ran.returncode == 0, ran.stderr
+
+
+def test_every_name_is_on_the_page() -> None:
+    for name in set(eventstore.web.__all__):
+        assert re.search(rf"\b{name}\b", PAGE.read_text(encoding="utf-8")), name
+
+
+def test_the_core_imports_nothing_of_it() -> None:
+    script = "import sys, eventstore, eventstore.aio; print(*sys.modules)"
+    ran = subprocess.run(
+        [sys.executable, "-W", "error", "-c", script],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={"PYTHONPATH": ":".join(filter(None, sys.path))},
+    )
+    assert not {"starlette", "fastapi", "eventstore.web"} & set(ran.stdout.split())
+
+
+def test_it_needs_no_fastapi() -> None:
+    script = "import sys, eventstore.web; print(*sys.modules)"
+    ran = subprocess.run(
+        [sys.executable, "-W", "error", "-c", script],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={"PYTHONPATH": ":".join(filter(None, sys.path))},
+    )
+    assert not {"fastapi", "pydantic", "httpx"} & set(ran.stdout.split())
