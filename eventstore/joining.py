@@ -5,9 +5,11 @@ from __future__ import annotations
 import contextlib
 import copy
 from collections.abc import Callable, Generator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
+from weakref import WeakKeyDictionary
 
-from sqlalchemy import Connection, Engine, StaticPool
+from sqlalchemy import Connection, Dialect, Engine, StaticPool
+from sqlalchemy.util import LRUCache
 
 from eventstore.errors import InvalidArgumentError
 from eventstore.log.sql import SqlLog
@@ -39,12 +41,12 @@ def joining(
     psycopg 3, or in autocommit, and for a store that is not in PostgreSQL.
     """
     log = store.log
-    guest = _guest(log.engine, raw)
+    guest: Any = _guest(log.engine, raw)
     if on_commit is not None and isinstance(log, SqlLog):
         on_commit(log._hints.committed)
-    dialect = copy.copy(log.engine.dialect)
-    vars(dialect).update(get_driver_connection=_driver_connection)
+    dialect, compiled = _known.get(log.engine) or _know(log.engine)
     engine = Engine(StaticPool(lambda: guest, dialect=dialect), dialect, log.engine.url)
+    engine.update_execution_options(compiled_cache=compiled)
     with engine.connect() as connection:
         connection.begin()
         try:
@@ -61,6 +63,16 @@ def _guest(engine: Engine, raw: Any) -> Guest:
     from eventstore.log.guest import Guest
 
     return Guest(engine, raw)
+
+
+#: For each store's engine the dialect of its guests, and statements that were compiled for them.
+_known: Final[WeakKeyDictionary[Engine, tuple[Dialect, LRUCache[Any, Any]]]] = WeakKeyDictionary()
+
+
+def _know(engine: Engine) -> tuple[Dialect, LRUCache[Any, Any]]:
+    dialect = copy.copy(engine.dialect)
+    vars(dialect).update(get_driver_connection=_driver_connection)
+    return _known.setdefault(engine, (dialect, LRUCache(500)))
 
 
 def _driver_connection(guest: Guest) -> Any:
