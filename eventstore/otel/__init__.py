@@ -47,9 +47,8 @@ def observe(
     - `error_messages`: whether spans tell the first line of an error's message beside its type.
       A handler's message may hold what was in an event.
 
-    An AsyncEventStore that was given an EventStore has that one observed too, or tells the same
-    providers if it is observed already. Raises
-    InvalidArgumentError for a store that is observed already.
+    An AsyncEventStore that was given an EventStore has that one observed too; if it was already,
+    both tell the same providers. Raises InvalidArgumentError for a store that is observed already.
     """
     if isinstance(store, (ObservedStore, ObservedAsyncStore)):
         raise InvalidArgumentError("store", store, "it is observed already")
