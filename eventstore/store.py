@@ -16,6 +16,7 @@ from sqlalchemy import URL, Connection, Engine
 from eventstore import metadata
 from eventstore.aggregate import Aggregate, blank
 from eventstore.errors import (
+    IdempotencyKeyReusedError,
     InvalidArgumentError,
     LogError,
     StreamDeletedError,
@@ -232,9 +233,15 @@ class EventStore(FollowingStore):
     ) -> R | None:
         """`transact`, unless that was done already under the key: then None, and no effect.
 
-        A command that records nothing leaves the key unused.
+        A command that records nothing leaves the key unused. Raises IdempotencyKeyReusedError for
+        a key that was used for another aggregate.
         """
-        if self.log.receipts(check_idempotency_key(idempotency_key)) is not None:
+        first = self.log.receipts(check_idempotency_key(idempotency_key))
+        if first is not None:
+            stream = cls.__stream__.stream(id)
+            streams = tuple(receipt.stream for receipt in first)
+            if streams != (stream,):
+                raise IdempotencyKeyReusedError(idempotency_key, (stream,), streams)
             return None
         result, written = self._transact(
             idempotency_key, cls, id, lambda found: command(found, *args, **kwargs)

@@ -141,7 +141,6 @@ class InStep:
         if not wanted:
             return self._log.append(writes, key=key, recorded_at=recorded_at, connection=connection)
         with self._joined(connection) as joined:
-            _begin_writing(joined)
             active = self._hold(joined, wanted)
             receipts = self._log.append(writes, key=key, recorded_at=recorded_at, connection=joined)
             rows: list[Row] = []
@@ -180,6 +179,9 @@ class InStep:
             with self._log.transaction() as own:
                 yield own
         else:  # whose transaction is to go on after an error
+            # Before the savepoint: SQLite would take one outside of a transaction for the
+            # transaction itself, and commit at its end.
+            _begin_writing(connection)
             with connection.begin_nested():
                 yield connection
 

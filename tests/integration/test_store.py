@@ -931,6 +931,16 @@ def test_the_callers_engine_stays_open(store: EventStore) -> None:
     assert store.load(Purse, "a").balance == 1
 
 
+def test_a_key_of_another_aggregate_is_refused(store: EventStore) -> None:
+    for id in "ab":
+        store.save(purse(id, 1))
+    store.transact_once("once", Purse, "a", Purse.deposit, 1)
+    with pytest.raises(IdempotencyKeyReusedError) as caught:
+        store.transact_once("once", Purse, "b", Purse.deposit, 1)
+    assert caught.value.streams == ("store-purse/b",)
+    assert store.load(Purse, "b").balance == 1
+
+
 # --- errors ------------------------------------------------------------------------------------
 
 

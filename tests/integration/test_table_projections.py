@@ -15,8 +15,10 @@ from sqlalchemy import (
     Integer,
     String,
     Table,
+    create_engine,
     func,
     insert,
+    make_url,
     select,
     text,
     update,
@@ -563,6 +565,22 @@ def test_in_step_with_the_callers_transaction(database_url: str) -> None:
             db.commit()
         assert steps_of(store) == {"a": 6}
         assert store.version("rows/a") == 3
+
+
+def test_in_step_a_rollback_on_an_engine_of_the_callers_takes_all_back(shared_url: str) -> None:
+    engine = create_engine(make_url(shared_url).set(drivername=_driver(shared_url)))
+    with EventStore(shared_url, in_step=[Steps]) as store:
+        store.append("rows/a", Opened("Ann"))
+        with engine.connect() as db:
+            store.append("rows/a", Moved(5), connection=db)
+            db.rollback()
+        assert store.version("rows/a") == 1
+        assert steps_of(store) == {"a": 0}
+    engine.dispose()
+
+
+def _driver(url: str) -> str:
+    return "sqlite" if url.startswith("sqlite") else "postgresql+psycopg"
 
 
 def test_in_step_with_concurrent_writers(shared_url: str) -> None:
