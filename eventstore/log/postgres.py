@@ -212,14 +212,14 @@ class PostgresLog(SqlLog):
             refuse(write, version, deleted)
         if now is None:
             now = max(clock for _, _, _, clock in heads.values())
-        now = max(now, *(moment for _, moment, _, _ in heads.values()))
+        latest: int = max(now, *(moment for _, moment, _, _ in heads.values()))
         receipts = []
         for write in writes:
             version, moment, _, _ = heads[write.stream]
             if write.events:
-                receipts.append(self._append(cursor, write, now, held=version))
+                receipts.append(self._append(cursor, write, latest, held=version))
             else:
-                receipts.append(Receipt(write.stream, version, 0, moment if version else now))
+                receipts.append(Receipt(write.stream, version, 0, moment if version else latest))
         unused = [write.stream for write in writes if not write.events]
         if unused:
             cursor.execute(_UNLOCK_NEW, {"names": unused})
@@ -258,7 +258,8 @@ class PostgresLog(SqlLog):
         type_ids = self._type_ids
         values: dict[str, Any] = {"stream": stream, "now": now, "count": count}
         if held is None and expected.__class__ is int and expected:
-            held = expected  # the statement finds out whether it is
+            # The statement finds out whether it is.
+            held = expected  # pyright: ignore[reportAssignmentType]
         at_version = held is not None
         if at_version:
             values["expected"] = held

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from functools import cache
 from types import TracebackType
 from typing import Any, ClassVar, Final, TypeAlias
@@ -303,7 +303,7 @@ class SqlLog(ABC):
         connection: Connection | None = None,
     ) -> tuple[Snapshot | None, Iterator[Page]]:
         mask = mask_of(until)
-        values = {"stream": stream, "after": after, "limit": PAGE, **given(until)}
+        values: dict[str, Any] = {"stream": stream, "after": after, "limit": PAGE, **given(until)}
         snapshot = None
         with self._reading(connection) as cursor:
             if fingerprint is not None:
@@ -520,7 +520,7 @@ class SqlLog(ABC):
         return Transaction(self) if connection is None else self._joined(connection)
 
     @contextlib.contextmanager
-    def _joined(self, connection: Connection) -> Iterator[Any]:
+    def _joined(self, connection: Connection) -> Generator[Any]:
         with self._writing(connection) as cursor, savepoint(cursor):
             yield cursor
 
@@ -550,7 +550,10 @@ def refuse(write: Write, version: int, deleted: bool) -> None:
 
 
 def _check_expected(expected: Expected) -> None:
-    if expected.__class__ is Expectation or (expected.__class__ is int and expected >= 0):
+    # Not isinstance: a bool is no version.
+    if expected.__class__ is Expectation or (
+        expected.__class__ is int and expected >= 0  # pyright: ignore[reportOperatorIssue]
+    ):
         return
     raise InvalidArgumentError(
         "expected", expected, "use a version from 0, ANY, NO_STREAM or STREAM_EXISTS"
@@ -568,7 +571,7 @@ def check_dialect(connection: Connection, name: str) -> None:
 
 
 @contextlib.contextmanager
-def savepoint(cursor: Any) -> Iterator[None]:
+def savepoint(cursor: Any) -> Generator[None]:
     """All of the block or nothing of it, in a caller's transaction that goes on after an error."""
     cursor.execute("SAVEPOINT eventstore")
     try:

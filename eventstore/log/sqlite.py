@@ -7,7 +7,7 @@ import json
 import sqlite3
 import threading
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from typing import Any, Final, Literal
 
 from sqlalchemy import (
@@ -255,7 +255,7 @@ class SqliteLog(SqlLog):
         return json.dumps(list(values))
 
     @contextlib.contextmanager
-    def transaction(self, connection: Connection | None = None) -> Iterator[Connection]:
+    def transaction(self, connection: Connection | None = None) -> Generator[Connection]:
         with self._turn, super().transaction(connection) as joined:
             yield joined
 
@@ -304,7 +304,7 @@ class SqliteLog(SqlLog):
         return False  # a new one costs nothing, and an old one might hold a read lock
 
     @contextlib.contextmanager
-    def _storing(self, connection: Connection | None) -> Iterator[Any]:
+    def _storing(self, connection: Connection | None) -> Generator[Any]:
         # A single statement would not be committed by a caller's engine, in the driver's default
         # mode.
         with self._turn_of(connection), self._transaction(connection) as cursor:
