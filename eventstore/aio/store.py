@@ -264,17 +264,20 @@ class AsyncEventStore:
         return self._live
 
     async def close(self) -> None:
-        """End subscriptions, and close what was opened; a store that was given stays open."""
-        thread = self._live.close() if self._live is not None else None
-        store = self._store
-        if store is not None and store is not self._target:
-            await self._hops.run(store.close)
-        await asyncio.get_running_loop().run_in_executor(None, self._end, thread)
+        """End subscriptions, let operations that have begun end, and close what was opened.
 
-    def _end(self, thread: threading.Thread | None) -> None:
+        A store that was given stays open.
+        """
+        live = None if self._live is None else self._live.close()
+        await asyncio.get_running_loop().run_in_executor(None, self._end, live)
+
+    def _end(self, live: threading.Thread | None) -> None:
+        # In this order: a connection that came back after the store is closed would be left open.
         self._hops.close()
-        if thread is not None:
-            thread.join()
+        if live is not None:
+            live.join()
+        if self._store is not None and self._store is not self._target:
+            self._store.close()
 
     async def __aenter__(self) -> Self:
         await self._opened()
