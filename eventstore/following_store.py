@@ -59,7 +59,7 @@ class FollowingStore(StreamStore):
         """Set up what following takes, and let projections run in step with appends."""
         self._followers = Followers(self.log)
         self._parked = ParkedEvents(self.log)
-        self._in_step = InStep(self.log, self._codec, self._followers, self._parked, in_step)
+        self._in_step = InStep(self.log, self._followers, self._parked, in_step)
         for cls in in_step:
             self.catch_up(cls)
             self._in_step.enter(cls, self._read_timeout)
@@ -73,7 +73,7 @@ class FollowingStore(StreamStore):
         handles and, with `snapshot_every`, only those after the latest state that was kept.
         Raises StoredEventError, LogStalledError, InvalidTimeError.
         """
-        return project(self.log, self._codec, cls, self._bounds(at))
+        return project(self.log, cls, self._bounds(at))
 
     def forget(self, cls: type[Projection] | None = None) -> int:
         """Throw away the kept states of a projection, or of all; how many. Only speed changes."""
@@ -132,7 +132,7 @@ class FollowingStore(StreamStore):
         lease = self._followers.claim(row.name, row.shard, owner, seconds, dead=dead)
         if lease is None:
             return None
-        parts = (self.log, self._codec, self._followers, self._parked)
+        parts = (self.log, self._followers, self._parked)
         if isinstance(follower, type) and issubclass(follower, TableProjection):
             return TableFollower(*parts, follower(), lease, seconds)
         handler = follower() if isinstance(follower, type) else follower
@@ -196,7 +196,6 @@ class FollowingStore(StreamStore):
         """
         return Rebuild(
             self.log,
-            self._codec,
             self._followers,
             self._parked,
             self._registered(cls),
@@ -226,7 +225,7 @@ class FollowingStore(StreamStore):
         They are built from the log in scratch tables; the living ones are not touched. What is
         written on the connection is rolled back. Raises HandlerError, and what `project` does.
         """
-        with as_of(self.log, self._codec, cls, self._bounds(at)) as connection:
+        with as_of(self.log, cls, self._bounds(at)) as connection:
             yield connection
 
     def leave_step(self, cls: type[TableProjection]) -> None:

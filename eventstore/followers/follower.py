@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Final
 
 from sqlalchemy import Connection, func, select
 
-from eventstore.codec import Codec
 from eventstore.errors import LeaseLostError, ProjectionOutdatedError
 from eventstore.log.base import Bounds, Log, Row, Shard
 from eventstore.log.followers import Checkpoint, Followers
@@ -214,7 +213,6 @@ class TableFollower(Follower):
     def __init__(
         self,
         log: Log,
-        codec: Codec,
         followers: Followers,
         parked: ParkedEvents,
         projection: TableProjection,
@@ -223,7 +221,6 @@ class TableFollower(Follower):
     ) -> None:
         feed = Feed(
             log,
-            codec,
             projection.__handlers__,
             categories=projection.__categories__,
             shard=shard_of(lease),
@@ -294,7 +291,6 @@ class HandlerFollower(Follower):
     def __init__(
         self,
         log: Log,
-        codec: Codec,
         followers: Followers,
         parked: ParkedEvents,
         handler: EventHandler,
@@ -303,7 +299,6 @@ class HandlerFollower(Follower):
     ) -> None:
         feed = Feed(
             log,
-            codec,
             handler.__handlers__,
             categories=handler.__categories__,
             shard=shard_of(lease),

@@ -12,7 +12,7 @@ from typing import Final
 
 from sqlalchemy import Connection, false, update
 
-from eventstore.codec import Codec, stored_names
+from eventstore.codec import recorded, stored_names
 from eventstore.errors import EventStoreError, HandlerError, NotInStepError, ParkedEventsError
 from eventstore.event import event_classes
 from eventstore.followers.follower import BATCH, shard_of
@@ -33,10 +33,10 @@ _TOMBSTONE: Final = "$deleted"
 class _Member:
     """One projection that runs in step."""
 
-    def __init__(self, log: Log, codec: Codec, cls: type[TableProjection]) -> None:
+    def __init__(self, log: Log, cls: type[TableProjection]) -> None:
         self.cls = cls
         self.name = cls.__follower__
-        self.feed = Feed(log, codec, cls.__handlers__, effects=True)
+        self.feed = Feed(log, cls.__handlers__, effects=True)
         self.categories = cls.__categories__
         self._known: dict[str, bool] = {}
 
@@ -64,16 +64,14 @@ class InStep:
     def __init__(
         self,
         log: Log,
-        codec: Codec,
         followers: Followers,
         parked: ParkedEvents,
         classes: Sequence[type[TableProjection]],
     ) -> None:
         self._log = log
-        self._codec = codec
         self._followers = followers
         self._parked = parked
-        self._members = [_Member(log, codec, cls) for cls in classes]
+        self._members = [_Member(log, cls) for cls in classes]
         self._checked = False
 
     # --- entering and leaving --------------------------------------------------------------------
@@ -95,7 +93,6 @@ class InStep:
             for row in rows:
                 feed = Feed(
                     self._log,
-                    self._codec,
                     cls.__handlers__,
                     categories=cls.__categories__,
                     shard=shard_of(row),
@@ -210,7 +207,9 @@ class InStep:
     def _apply(
         self, connection: Connection, members: Sequence[_Member], rows: Sequence[Row]
     ) -> None:
-        records = [self._codec.record(row, connection) for row in sorted(rows)]
+        records = [
+            recorded(row, self._log.event_type(row.type, connection)) for row in sorted(rows)
+        ]
         for member in members:
             wanted = [record for record in records if member.wants(record.stream, [record.type])]
             handled = None

@@ -11,7 +11,6 @@ from typing import Final
 
 from sqlalchemy import Connection
 
-from eventstore.codec import Codec
 from eventstore.errors import (
     EventStoreError,
     HandlerError,
@@ -78,7 +77,6 @@ class Rebuild:
     def __init__(
         self,
         log: Log,
-        codec: Codec,
         followers: Followers,
         parked: ParkedEvents,
         registration: Registration,
@@ -90,7 +88,6 @@ class Rebuild:
         progress: Callable[[Progress], None] | None,
     ) -> None:
         self._log = log
-        self._codec = codec
         self._followers = followers
         self._parked = parked
         self._registration = registration
@@ -100,7 +97,7 @@ class Rebuild:
         self._read_timeout = read_timeout
         self._verify = verify
         self._report: Callable[[Progress], None] = progress or (lambda _: None)
-        self._replay = Replay(log, codec, cls)
+        self._replay = Replay(log, cls)
         self._began = self._renewed_at = time.monotonic()
 
     def run(self) -> Progress:
@@ -294,7 +291,7 @@ class Rebuild:
         until: int,
         shard: Shard | None,
     ) -> Checkpoint:
-        replay = self._replay if shard is None else Replay(self._log, self._codec, self._cls, shard)
+        replay = self._replay if shard is None else Replay(self._log, self._cls, shard)
         bounds, handled = Bounds(position=until), lease.handled
         while page := replay.page(after, bounds, BATCH, connection=connection):
             if tables.lenient:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias, cast
 
 import msgspec
 
-from eventstore.codec import Codec, corrupt, decode_as, recorded, stored_names
+from eventstore.codec import corrupt, decode_as, recorded, stored_names
 from eventstore.errors import LogError, StoredEventError, UnknownEventError
 from eventstore.event import Event, RecordedEvent, event_class, event_classes
 from eventstore.log.base import Bounds, EventType, Log, Row, Shard, Slim, Wanted
@@ -39,7 +39,6 @@ class Feed:
     def __init__(
         self,
         log: Log,
-        codec: Codec,
         handlers: Handlers,
         *,
         categories: Iterable[str] | None = None,
@@ -48,7 +47,6 @@ class Feed:
     ) -> None:
         """`effects` says whether handlers that are marked as side effects run too."""
         self._log = log
-        self._codec = codec
         self._handlers = handlers
         self._categories = None if categories is None else list(categories)
         self._shard = shard
@@ -130,7 +128,7 @@ class Feed:
 
     def record(self, row: Row) -> RecordedEvent:
         """A row as its handler sees it."""
-        return self._codec.record(row)
+        return recorded(row, self._log.event_type(row.type, self._connection))
 
     def _functions(self, cls: type[Event]) -> list[Callable[..., None]]:
         """The handlers of an event class, its side effect last."""

@@ -8,7 +8,6 @@ from typing import Final
 
 from sqlalchemy import Connection
 
-from eventstore.codec import Codec
 from eventstore.log.base import Bounds, Log
 from eventstore.log.transactions import own_errors
 from eventstore.projections.places import scratch
@@ -20,11 +19,9 @@ _PAGE: Final = 5000
 
 
 @contextlib.contextmanager
-def as_of(
-    log: Log, codec: Codec, cls: type[TableProjection], until: Bounds
-) -> Generator[Connection]:
+def as_of(log: Log, cls: type[TableProjection], until: Bounds) -> Generator[Connection]:
     """A connection on which the projection's tables are those of a cut. See `EventStore.as_of`."""
-    replay = Replay(log, codec, cls)
+    replay = Replay(log, cls)
     with scratch(log, cls.__tables__) as connection:
         with own_errors(connection):
             after = 0

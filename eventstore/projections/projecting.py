@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from typing import Final, TypeVar
 
-from eventstore.codec import Codec
 from eventstore.errors import DefinitionError, LogError
 from eventstore.log.base import Bounds, Log
 from eventstore.log.folds import Folds
@@ -22,7 +21,7 @@ logger = logging.getLogger(__name__)
 _PAGE: Final = 5000
 
 
-def project(log: Log, codec: Codec, cls: type[P], until: Bounds) -> P:
+def project(log: Log, cls: type[P], until: Bounds) -> P:
     """The fold of the log up to a position, and a time. `until.position` has to be final."""
     if not cls.__handlers__.declared:
         raise DefinitionError(owner_of(cls), "it handles no event: declare a handler with @on")
@@ -32,7 +31,7 @@ def project(log: Log, codec: Codec, cls: type[P], until: Bounds) -> P:
     folds = Folds(log, kept_name(cls), state.fingerprint) if state else None
     if state and folds:
         _restore(projection, state, folds, until)
-    feed = Feed(log, codec, cls.__handlers__, categories=cls.__categories__)
+    feed = Feed(log, cls.__handlers__, categories=cls.__categories__)
     new = 0
     while page := feed.page(projection.position, until, _PAGE):
         feed.apply(projection, page)

@@ -7,7 +7,6 @@ from typing import NoReturn
 
 from sqlalchemy import Connection
 
-from eventstore.codec import Codec
 from eventstore.errors import HandlerError, StoredEventError
 from eventstore.log.base import Bounds, Log, Row, Shard
 from eventstore.projections.applying import Applier, described, raise_if_passing
@@ -21,12 +20,10 @@ class Replay:
     Side effects do not run, and nothing is parked: the first event that fails ends it.
     """
 
-    def __init__(
-        self, log: Log, codec: Codec, cls: type[TableProjection], shard: Shard | None = None
-    ) -> None:
+    def __init__(self, log: Log, cls: type[TableProjection], shard: Shard | None = None) -> None:
         self._log = log
         self._name = cls.__follower__
-        self._feed = Feed(log, codec, cls.__handlers__, categories=cls.__categories__, shard=shard)
+        self._feed = Feed(log, cls.__handlers__, categories=cls.__categories__, shard=shard)
         self._applier = Applier(cls(), self._feed)
 
     def page(
