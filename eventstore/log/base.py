@@ -198,6 +198,18 @@ class Log(Protocol):
         """
         ...
 
+    def fork(
+        self, source: str, version: int, target: str, *, connection: Connection | None = None
+    ) -> Receipt:
+        """Copy the first `version` events of a stream to a new one, as one.
+
+        The copies have the ids, times and metadata of the originals, and positions of their own.
+
+        Raises WrongExpectedVersionError if there is a stream of that name, or if the source has
+        fewer events; StreamNotFoundError, StreamDeletedError, LogError.
+        """
+        ...
+
     def receipts(self, key: str) -> tuple[Receipt, ...] | None:
         """The receipts of the append that had this idempotency key."""
 
@@ -264,6 +276,13 @@ class Log(Protocol):
         connection: Connection | None = None,
     ) -> Sequence[Slim]:
         """`read_all`, forwards, of what a fold needs only."""
+        ...
+
+    def moved(self, after: int, until: int) -> Sequence[tuple[str, int]]:
+        """The streams that have events past a position, each with its last version there.
+
+        Up to `until`, inclusive, which the caller takes from `frontier`.
+        """
         ...
 
     def settled(self, timeout: float, *, connection: Connection | None = None) -> int:

@@ -146,6 +146,46 @@ class Queries:
             _within(query, c, mask).where(c.position > _int("after")).order_by(c.position)
         )
 
+    def moved(self) -> Query:
+        c = events.c
+        query = select(streams.c.name, func.max(c.version)).join(
+            streams, streams.c.id == c.stream_id
+        )
+        query = query.where(c.position > _int("after"), c.position <= _int("until"))
+        return query.group_by(streams.c.name)
+
+    def fork_head(self) -> Executable:
+        c = events.c
+        names = ("target", "category")
+        source = select(*map(_text, names), c.version, c.recorded_at).where(
+            c.stream_id == _stream_id(), c.version == _int("version")
+        )
+        columns = ["name", "category", "version", "recorded_at"]
+        insert = self._insert(streams).from_select(columns, source)
+        return insert.on_conflict_do_nothing().returning(streams.c.id, streams.c.recorded_at)
+
+    def fork_events(self) -> Executable:
+        c = events.c
+        source = (
+            select(
+                _int("target"),
+                c.version,
+                c.type_id,
+                c.recorded_at,
+                c.id,
+                c.data,
+                c.metadata,
+            )
+            .where(c.stream_id == _stream_id(), c.version <= _int("version"))
+            .order_by(c.version)
+        )
+        names = ["stream_id", "version", "type_id", "recorded_at", "id", "data", "metadata"]
+        return self._insert(events).from_select(names, source)
+
+    def position(self) -> Query:
+        c = events.c
+        return select(c.position).where(c.stream_id == _stream_id(), c.version == _int("version"))
+
     def _wanted(self, query: Query, shape: Shape) -> Query:
         if shape.categories:
             query = query.where(self._one_of(streams.c.category, "categories"))

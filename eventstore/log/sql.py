@@ -20,6 +20,7 @@ from eventstore.errors import (
     IdempotencyKeyReusedError,
     InvalidArgumentError,
     LogError,
+    LogLockedError,
     StoreClosedError,
     StreamDeletedError,
     StreamNotFoundError,
@@ -51,6 +52,7 @@ from eventstore.log.kept import Kept, Seat
 from eventstore.log.queries import PAGE, Mask, Queries, Shape, Statement, given, mask_of
 from eventstore.log.transactions import transaction
 from eventstore.log.watching import Watch
+from eventstore.names import category_of
 
 #: (type key, data) of events in order.
 Page: TypeAlias = Sequence[tuple[int, bytes]]
@@ -259,6 +261,40 @@ class SqlLog(ABC):
         self._hints.appended(connection)
         return receipt
 
+    def fork(
+        self, source: str, version: int, target: str, *, connection: Connection | None = None
+    ) -> Receipt:
+        values = {"stream": source, "version": version, "target": target}
+        with self._turn_of(connection), self._transaction(connection) as cursor:
+            self._refuse_fork(self._row(cursor, "head", name=source), source, version)
+            values["category"] = category_of(target)
+            head = self._row(cursor, "fork_head", **values)
+            if head is None:
+                self._refuse(cursor, Write(target, (), NO_STREAM))
+                raise LogLockedError(
+                    f"stream {target!r} or {source!r} changed during the fork; nothing was "
+                    "written, a retry is safe"
+                )
+            values["target"] = head[0]
+            self._execute(cursor, self._statement("fork_events"), values)
+            if cursor.rowcount != version:
+                raise StreamDeletedError(source)  # by another, meanwhile
+            position = self._row(cursor, "position", stream=target, version=version)[0]
+        self._hints.appended(connection)
+        return Receipt(target, version, position, head[1])
+
+    def _refuse_fork(self, head: Any, source: str, version: int) -> None:
+        if head is None:
+            raise StreamNotFoundError(source)
+        if head[3]:
+            raise StreamDeletedError(source)
+        if not 0 < version <= head[1]:
+            raise WrongExpectedVersionError(source, version, head[1])
+
+    def _turn_of(self, _connection: Connection | None) -> contextlib.AbstractContextManager[None]:
+        """The right to write, where writers of one process queue for it."""
+        return contextlib.nullcontext()
+
     def _refuse(self, cursor: Any, write: Write) -> None:
         """Raise for what keeps a write out; return if nothing does."""
         found = self._row(cursor, "head", name=write.stream)
@@ -398,6 +434,12 @@ class SqlLog(ABC):
         if shard is not None:
             values["shard"], values["shards"] = shard
         return Shape(types is not None, categories is not None, shard is not None), values
+
+    def moved(self, after: int, until: int) -> Sequence[tuple[str, int]]:
+        with self._reading() as cursor:
+            self._execute(cursor, self._statement("moved"), {"after": after, "until": until})
+            found: Sequence[tuple[str, int]] = cursor.fetchall()
+            return found
 
     def event_type(self, key: int, connection: Connection | None = None) -> EventType:
         found = self._types.get(key)

@@ -26,7 +26,7 @@ PREFIX: Final = "eventstore_"
 VERSION_TABLE: Final = "eventstore_alembic"
 
 #: The Alembic revision whose schema this module describes.
-REVISION: Final = "0002"
+REVISION: Final = "0003"
 
 metadata: Final = MetaData(
     naming_convention={
@@ -163,4 +163,42 @@ folds: Final = Table(
     Column("recorded_at", BigInteger, nullable=False),  # the latest of any event folded
     Column("state", LargeBinary, nullable=False),
     PrimaryKeyConstraint("projection", "fingerprint", "position"),
+)
+
+#: Streams made over HTTP: what the protocol knows of one beside its messages, which are events of
+#: the log stream `stream`. A row outlives its stream, so that a name made anew gets another one.
+resources: Final = Table(
+    "eventstore_resources",
+    metadata,
+    Column("path", Name, primary_key=True),
+    Column("stream", Name, nullable=False),
+    Column("incarnation", Integer, nullable=False),  # from 0: how often the path was made before
+    Column("content_type", Name, nullable=False),
+    Column("ttl", BigInteger),  # seconds, sliding
+    Column("expires_at", BigInteger),  # for ever fixed
+    Column("due_at", BigInteger),  # when it is gone unless somebody touches it before
+    Column("closed", Boolean, nullable=False),
+    Column("closed_by", Name),  # the producer, epoch and sequence that closed it: a JSON list
+    Column("seq", LargeBinary),  # the last Stream-Seq
+    Column("forked_from", Name),  # the path, and what was asked for with it
+    Column("fork_version", BigInteger),
+    Column("fork_sub", BigInteger),
+    Column("gone", Integer, nullable=False),  # PRESENT, KEPT or ERASED
+    Column("created_at", BigInteger, nullable=False),
+    Index(None, "due_at"),
+    Index(None, "forked_from"),
+)
+PRESENT: Final = 0
+KEPT: Final = 1  # deleted while there are forks of it
+ERASED: Final = 2
+
+#: Idempotent producers of such streams: the fence, and what was last accepted.
+producers: Final = Table(
+    "eventstore_producers",
+    metadata,
+    Column("path", Name, nullable=False),
+    Column("producer", Name, nullable=False),
+    Column("epoch", BigInteger, nullable=False),
+    Column("seq", BigInteger, nullable=False),
+    PrimaryKeyConstraint("path", "producer"),
 )

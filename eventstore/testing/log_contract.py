@@ -12,6 +12,7 @@ twenty threads. Its tables, and its closing after the test, are the fixture's af
 """
 
 from eventstore.testing.appending import AppendingContract
+from eventstore.testing.forking import ForkingContract
 from eventstore.testing.keys import IdempotencyContract
 from eventstore.testing.racing import RacingContract
 from eventstore.testing.reading import ReadingContract
@@ -19,6 +20,11 @@ from eventstore.testing.snapshots import SnapshotContract
 
 
 class LogContract(
-    AppendingContract, IdempotencyContract, ReadingContract, SnapshotContract, RacingContract
+    AppendingContract,
+    ForkingContract,
+    IdempotencyContract,
+    ReadingContract,
+    SnapshotContract,
+    RacingContract,
 ):
     """What `eventstore.log.base.Log` promises, as tests."""
