@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Final, TypeVar
 
 import msgspec
 
@@ -23,6 +23,17 @@ if TYPE_CHECKING:
 
 E = TypeVar("E", bound=Event)
 
+#: The schema version of an event that came as a whole JSON message, and is kept to the letter: its
+#: payload, of schema version 1, is the message's member `data`.
+ENVELOPED: Final = 0
+
+
+class _Envelope(msgspec.Struct):
+    data: msgspec.Raw
+
+
+_opened: Final = msgspec.json.Decoder(_Envelope).decode
+
 
 def stored_names(cls: type[Event]) -> tuple[str, ...]:
     """Every name that events of a class may be stored under: its own, then its aliases."""
@@ -40,6 +51,9 @@ def decode_as(cls: type[E], stored: EventType) -> Callable[[bytes], E]:
         return decoder(cls).decode
     if stored.version > present:
         raise NewerEventError(stored.name, stored.version, present)
+    if stored.version == ENVELOPED:
+        inner = decode_as(cls, EventType(stored.name, 1))
+        return lambda message: inner(_opened(message).data)  # type: ignore[arg-type]
     steps = [cls.__upcasters__[version] for version in range(stored.version, present)]
 
     def upcast(data: bytes) -> E:

@@ -154,7 +154,7 @@ class Queries:
         query = query.where(c.position > _int("after"), c.position <= _int("until"))
         return query.group_by(streams.c.name)
 
-    def fork_head(self) -> Executable:
+    def fork_head(self) -> Query:
         c = events.c
         names = ("target", "category")
         source = select(*map(_text, names), c.version, c.recorded_at).where(
@@ -164,7 +164,7 @@ class Queries:
         insert = self._insert(streams).from_select(columns, source)
         return insert.on_conflict_do_nothing().returning(streams.c.id, streams.c.recorded_at)
 
-    def fork_events(self) -> Executable:
+    def fork_events(self) -> Query:
         c = events.c
         source = (
             select(
