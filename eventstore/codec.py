@@ -53,7 +53,7 @@ def decode_as(cls: type[E], stored: EventType) -> Callable[[bytes], E]:
         raise NewerEventError(stored.name, stored.version, present)
     if stored.version == ENVELOPED:
         inner = decode_as(cls, EventType(stored.name, 1))
-        return lambda message: inner(_opened(message).data)  # type: ignore[arg-type]
+        return lambda message: inner(_opened(message).data)
     steps = [cls.__upcasters__[version] for version in range(stored.version, present)]
 
     def upcast(data: bytes) -> E:

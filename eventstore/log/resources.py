@@ -1,4 +1,4 @@
-"""Streams made over HTTP as the database knows them: `eventstore.http` decides, this reads and writes.
+"""Streams made over HTTP as the database knows them. `eventstore.http` decides about them.
 
 A resource is locked from the moment it is found in a transaction that writes until that one ends,
 so that whoever decides by what was found decides alone.
@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any, Final, NamedTuple
 
-from sqlalchemy import Connection, bindparam, delete, func, select
+from sqlalchemy import Connection, bindparam, delete, func, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
 from eventstore.log.base import Log
@@ -58,10 +58,11 @@ class Resources:
     def __init__(self, log: Log) -> None:
         self._log = log
         insert = _INSERT[log.engine.dialect.name]
-        upsert = insert(resources)
-        self._put = upsert.on_conflict_do_update(
-            index_elements=["path"],
-            set_={name: upsert.excluded[name] for name in Resource._fields[1:]},
+        self._add = insert(resources).on_conflict_do_nothing()
+        self._set = (
+            update(resources)
+            .where(_c.path == bindparam("_path"))
+            .values({name: bindparam(f"_{name}") for name in Resource._fields[1:]})
         )
         upsert = insert(producers)
         self._put_producer = upsert.on_conflict_do_update(
@@ -85,9 +86,15 @@ class Resources:
         rows = connection.execute(self._some, {"paths": list(paths)})
         return {row[0]: (Resource(*row[:-1]), row[-1]) for row in rows}
 
+    def add(self, connection: Connection, new: Sequence[Resource]) -> bool:
+        """Write resources whose paths were not found; False if another was quicker with one."""
+        rows = [resource._asdict() for resource in new]
+        return bool(connection.execute(self._add, rows).rowcount == len(new))
+
     def put(self, connection: Connection, changed: Sequence[Resource]) -> None:
-        """Write resources, new ones or known ones."""
-        connection.execute(self._put, [resource._asdict() for resource in changed])
+        """Write resources that were found."""
+        rows = [{f"_{k}": v for k, v in resource._asdict().items()} for resource in changed]
+        connection.execute(self._set, rows)
 
     def producers(
         self, connection: Connection, keys: Iterable[tuple[str, str]]
