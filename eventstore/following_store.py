@@ -285,6 +285,11 @@ class FollowingStore(StreamStore):
     def _delete(self, stream: str, expected: base.Expected) -> base.Receipt:
         return self._in_step.delete(stream, expected)
 
+    def _fork(
+        self, source: str, version: int, target: str, connection: Connection | None
+    ) -> base.Receipt:
+        return self._in_step.fork(source, version, target, connection=connection)
+
     def _bounds(self, at: datetime | Cut | None) -> Bounds:
         """Up to where to read the whole log, which is final there."""
         bounds = bounds_at(at, None)

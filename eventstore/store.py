@@ -269,6 +269,34 @@ class EventStore(FollowingStore):
         if self._cache is not None:
             self._cache.drop(cls, id)
 
+    def fork(
+        self,
+        cls: type[S],
+        id: str,
+        new_id: str,
+        *,
+        at: datetime | Cut | None = None,
+        version: int | None = None,
+        connection: Joinable | None = None,
+    ) -> S:
+        """Branch an aggregate's history: a new one that begins with its events so far.
+
+            what_if = store.fork(Order, "o-1", "o-1-what-if", at=yesterday)
+
+        With `at` a moment (inclusive) or a `version`, it begins with those up to there. The copies
+        keep their ids, times and metadata, and have positions of their own, so projections see
+        another aggregate. From then on neither knows of the other: what is appended to one,
+        or deleted, leaves the other as it is.
+
+        Raises WrongExpectedVersionError if `new_id` has a history of its own, StreamDeletedError
+        if it had one, InvalidNameError, and what `load` does.
+        """
+        joined = joined_connection(connection)
+        source, target = cls.__stream__.stream(id), cls.__stream__.stream(new_id)
+        found = self.load(cls, id, at=at, version=version, connection=joined)
+        self._fork(source, found.version, target, joined)
+        return self.load(cls, new_id, connection=joined)
+
     # --- read ----------------------------------------------------------------------
 
     def load(

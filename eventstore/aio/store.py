@@ -155,6 +155,7 @@ class AsyncEventStore:
     transact_once = _awaited(EventStore.transact_once)
     append = _awaited(EventStore.append)
     append_all = _awaited(EventStore.append_all)
+    fork = _awaited(EventStore.fork)
     delete = _awaited(EventStore.delete)
     delete_stream = _awaited(EventStore.delete_stream)
 

@@ -162,6 +162,25 @@ class InStep:
             self._apply(connection, active, rows)
         return receipt
 
+    def fork(
+        self, source: str, version: int, target: str, *, connection: Connection | None
+    ) -> Receipt:
+        """`Log.fork`, with the handlers of the projections in its transaction."""
+        if connection is not None and not self._checked:
+            _begin_writing(connection)
+        self._check(connection)
+        if not self._members:
+            return self._log.fork(source, version, target, connection=connection)
+        with self._joined(connection) as joined:
+            active = self._hold(joined, self._members)
+            receipt = self._log.fork(source, version, target, connection=joined)
+            after = 0
+            bounds = Bounds(version=version)
+            while rows := self._log.read(target, after, bounds, limit=BATCH, connection=joined):
+                self._apply(joined, active, rows)
+                after = rows[-1].version
+        return receipt
+
     def _check(self, connection: Connection | None) -> None:
         """Once: no append of this program may pass by a projection that runs in step."""
         if not self._checked:

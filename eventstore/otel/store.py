@@ -131,6 +131,18 @@ class ObservedStore(EventStore):
             span.set_attribute("eventstore.position", receipt.position)
             return receipt
 
+    def _fork(
+        self, source: str, version: int, target: str, connection: Connection | None
+    ) -> base.Receipt:
+        telemetry = self._telemetry
+        with telemetry.span(
+            "eventstore.fork", SpanKind.CLIENT, writes=True, source=source, stream=target
+        ) as span:
+            receipt = super()._fork(source, version, target, connection)
+            span.set_attribute("eventstore.version", receipt.version)
+            span.set_attribute("eventstore.position", receipt.position)
+            return receipt
+
     def _transact(
         self, key: str | None, cls: type[S], id: str, command: Callable[[S], R]
     ) -> tuple[R, bool]:

@@ -376,7 +376,11 @@ def test_projecting_deleting_and_rebuilding_are_spans(
     telemetry.clear()
     assert store.project(Total).liters == 2
     store.rebuild(Levels, verify=True)
+    forked = store.fork(Tank, "a", "a2")
     store.delete(Tank, "a")
+    fork = told(telemetry.span("eventstore.fork"))
+    assert (fork["eventstore.source"], fork["eventstore.stream"]) == ("otel-tank/a", "otel-tank/a2")
+    assert fork["eventstore.version"] == forked.version == 1
     assert told(telemetry.span("eventstore.project"))["eventstore.position"] == last
     rebuild = told(telemetry.span("eventstore.rebuild"))
     assert rebuild["eventstore.follower"] == "otel-levels"

@@ -125,6 +125,7 @@ def inferred(store: EventStore, then: datetime, cut: Cut) -> None:
     assert_type(store.load(Parcel, "x").weight, int)
     assert_type(store.load(Parcel, "x", at=then), Parcel)
     assert_type(store.load(Parcel, "x", at=cut), Parcel)
+    assert_type(store.fork(Parcel, "x", "y", at=then), Parcel)
     assert_type(store.transact(Parcel, "x", Parcel.send, 3), str)
     assert_type(store.transact(Parcel, "x", Parcel.send, weight=3), str)
     assert_type(store.transact(Parcel, "x", lambda parcel: parcel.weight), int)
@@ -154,6 +155,7 @@ def reported(store: EventStore) -> None:
 
 async def awaited(store: AsyncEventStore, then: datetime) -> None:
     assert_type(await store.load(Parcel, "x"), Parcel)
+    assert_type(await store.fork(Parcel, "x", "y", version=3), Parcel)
     assert_type((await store.load(Parcel, "x", at=then)).weight, int)
     assert_type(await store.transact(Parcel, "x", Parcel.send, 3), str)
     assert_type(await store.transact(Parcel, "x", Parcel.send, weight=3), str)
