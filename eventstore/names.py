@@ -115,6 +115,12 @@ def register(pattern: StreamPattern) -> None:
     aggregate_id.cache_clear()
 
 
+def is_claimed(stream: str) -> bool:
+    """Whether some aggregate class has streams of that name."""
+    patterns = _patterns.get(category_of(stream), {}).values()
+    return any(pattern.id(stream) is not None for pattern in patterns)
+
+
 @lru_cache(maxsize=10_000)  # a projection asks for it at each event
 def aggregate_id(stream: str) -> str:
     """The id of the aggregate whose stream this is: by the most specific pattern that fits.

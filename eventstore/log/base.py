@@ -34,6 +34,9 @@ Expected: TypeAlias = int | Expectation
 #: The name of the tombstone's type. The log writes it itself.
 DELETED: Final = "$deleted"
 
+#: The name of the type of a JSON message that is no event: its payload is the message itself.
+JSON: Final = "$json"
+
 
 class EventType(NamedTuple):
     """A type as stored: its name, and the version of its schema."""
@@ -306,6 +309,9 @@ class Log(Protocol):
     def describe(self, writers: Iterable[str]) -> tuple[str, ...]:
         """Who the writers of a frontier are, in words, as far as that is known."""
         ...
+
+    def announce(self) -> None:
+        """Fire the signal, here and where others watch: something beside events was committed."""
 
     def watching(self) -> AbstractContextManager[None]:
         """In the block, the signal fires for other processes' commits too."""

@@ -49,7 +49,7 @@ from eventstore.log.base import (
 from eventstore.log.grouping import GroupCommit, Request
 from eventstore.log.hints import Hints, Notifies
 from eventstore.log.kept import Kept, Seat
-from eventstore.log.queries import PAGE, Mask, Queries, Shape, Statement, given, mask_of
+from eventstore.log.queries import PAGE, UNBOUNDED, Mask, Queries, Shape, Statement, given, mask_of
 from eventstore.log.transactions import transaction
 from eventstore.log.watching import Watch
 from eventstore.names import category_of
@@ -59,6 +59,7 @@ Page: TypeAlias = Sequence[tuple[int, bytes]]
 
 _receipts = msgspec.json.Decoder(tuple[Receipt, ...])
 _tombstone: Final = EventType(DELETED, 1)
+_EVERYTHING: Final = Bounds()
 
 
 class Borrowed:
@@ -338,18 +339,22 @@ class SqlLog(ABC):
         fingerprint: bytes | None = None,
         connection: Connection | None = None,
     ) -> tuple[Snapshot | None, Iterator[Page]]:
-        mask = mask_of(until)
-        values: dict[str, Any] = {"stream": stream, "after": after, "limit": PAGE, **given(until)}
-        snapshot = None
+        values: dict[str, Any] = {"stream": stream, "after": after, "limit": PAGE}
+        mask = UNBOUNDED
+        if until != _EVERYTHING:
+            mask = mask_of(until)
+            values |= given(until)
+        name = "fold"
+        if fingerprint is not None:
+            name, values["fingerprint"] = "fold_from_snapshot", fingerprint
         with self._reading(connection) as cursor:
-            if fingerprint is not None:
-                values["fingerprint"] = fingerprint
-                row = self._row(cursor, "snapshot", mask, **values)
-                if row is not None:
-                    snapshot = Snapshot(*row)
-                    values["after"] = snapshot.version
-            self._execute(cursor, self._statement("fold", mask), values)
+            self._execute(cursor, self._statement(name, mask), values)
             page = cursor.fetchall()
+        snapshot = None
+        if fingerprint is not None:
+            snapshot, page = _parted(page)
+            if snapshot is not None:
+                values["after"] = snapshot.version
         if len(page) < PAGE:
             return snapshot, iter((page,))
         return snapshot, self._pages(page, mask, values, connection)
@@ -470,6 +475,9 @@ class SqlLog(ABC):
 
     # --- following -----------------------------------------------------------------------------
 
+    def announce(self) -> None:
+        self._hints.committed()
+
     def watching(self) -> contextlib.AbstractContextManager[None]:
         self._check_open()
         return self._watch
@@ -577,6 +585,15 @@ class SqlLog(ABC):
         return Statement(
             getattr(Queries(self.one_of, self.insert), name)(*shape), self.engine.dialect
         )
+
+
+def _parted(rows: Sequence[Any]) -> tuple[Snapshot | None, Page]:
+    """The rows of `fold_from_snapshot`."""
+    events = [(type, data) for _, type, data, _, _ in rows]
+    if not events or events[0][0] is not None:
+        return None, events
+    version, _, state, position, recorded_at = rows[0]
+    return Snapshot(version, position, recorded_at, state), events[1:]
 
 
 def refuse(write: Write, version: int, deleted: bool) -> None:

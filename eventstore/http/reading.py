@@ -1,0 +1,117 @@
+"""Reading a stream: bytes from the row to the response, decoded by nobody."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final, NamedTuple
+
+from eventstore.http.events import data_event
+from eventstore.http.messages import is_verbatim, media_type, wrapped
+from eventstore.http.offsets import offset
+from eventstore.http.transaction import gone, not_found, of_application
+from eventstore.log.base import Bounds, Log
+from eventstore.log.resources import ERASED, KEPT, PRESENT, Resource, Resources
+
+#: Bytes of messages in a response, about: one message more may be in it.
+MOST: Final = 4 * 1024 * 1024
+
+
+class Found(NamedTuple):
+    """A stream that there is, and its version."""
+
+    resource: Resource
+    version: int
+    of_application: bool
+
+    @property
+    def media(self) -> str:
+        return media_type(self.resource.content_type)
+
+    def offset(self, version: int) -> str:
+        return offset(self.resource.incarnation, version)
+
+
+@dataclass(slots=True, eq=False)
+class Page:
+    """Messages past the version `start`, up to `end`."""
+
+    found: Found
+    start: int
+    end: int
+    messages: Sequence[bytes]
+    _event: bytes | None = None
+
+    def event(self) -> bytes:
+        """The messages as a server-sent event, made once for all readers."""
+        if self._event is None:
+            self._event = data_event(self.messages, self.found.media)
+        return self._event
+
+    @property
+    def is_last(self) -> bool:
+        """Whether there was nothing after it."""
+        return self.end >= self.found.version
+
+    @property
+    def is_end(self) -> bool:
+        """Whether nothing will ever come after it."""
+        return self.is_last and self.found.resource.closed
+
+
+class Reader:
+    """Reads the streams of one log. Its methods wait for the database."""
+
+    def __init__(self, log: Log) -> None:
+        self._log = log
+        self._resources = Resources(log)
+        self._verbatim: dict[int, bool] = {}
+
+    def find(self, path: str, now: int) -> Found:
+        """The stream of a path. Raises Problem: 404, 410."""
+        found = self._resources.find(path)
+        if found is None:
+            head = self._log.stream(path)
+            if head is None or not head.version or head.deleted:
+                raise not_found(path)
+            return Found(of_application(path), head.version, True)
+        resource, version = found
+        if resource.gone == KEPT:
+            raise gone(path)
+        over = resource.due_at is not None and resource.due_at <= now
+        if resource.gone == ERASED or (over and resource.gone == PRESENT):
+            raise not_found(path)
+        return Found(resource, version, False)
+
+    def page(self, found: Found, start: int) -> Page:
+        """The messages past a version, as many as a response may hold."""
+        if start >= found.version:
+            return Page(found, start, start, ())
+        messages: list[bytes] = []
+        size = 0
+        # Up to what was found, so that a page of an open stream that is full is not the last.
+        until = Bounds(version=found.version)
+        _, pages = self._log.fold(found.resource.stream, start, until)
+        for page in pages:
+            if all(map(self._is_verbatim, {key for key, _ in page})):
+                new = [data for _, data in page]
+            else:
+                new = self._wrapped(found, start + len(messages), len(page))
+            for count, message in enumerate(new, 1):
+                size += len(message)
+                if size >= MOST:
+                    messages += new[:count]
+                    return Page(found, start, start + len(messages), messages)
+            messages += new
+        return Page(found, start, start + len(messages), messages)
+
+    def _wrapped(self, found: Found, after: int, count: int) -> list[bytes]:
+        until = Bounds(version=after + count)
+        rows = self._log.read(found.resource.stream, after, until, limit=count)
+        return [wrapped(row, self._log.event_type(row.type)) for row in rows]
+
+    def _is_verbatim(self, key: int) -> bool:
+        known = self._verbatim.get(key)
+        if known is None:
+            known = self._verbatim[key] = is_verbatim(self._log.event_type(key))
+        return known
