@@ -24,8 +24,8 @@ def data_event(messages: Sequence[bytes], media: str) -> bytes:
     if not is_text(media):
         payload = base64.b64encode(payload)
     elif b"\n" in payload or b"\r" in payload:
-        payload = _LINE_BREAK.sub(b"\ndata: ", payload)
-    return b"event: data\ndata: " + payload + b"\n\n"
+        payload = _LINE_BREAK.sub(b"\ndata:", payload)
+    return b"event: data\ndata:" + payload + b"\n\n"
 
 
 def control_event(
@@ -39,7 +39,7 @@ def control_event(
         control["upToDate"] = True
     if closed:
         control["streamClosed"] = True
-    return b"event: control\ndata: " + msgspec.json.encode(control) + b"\n\n"
+    return b"event: control\ndata:" + msgspec.json.encode(control) + b"\n\n"
 
 
 def headers(media: str) -> list[tuple[bytes, bytes]]:

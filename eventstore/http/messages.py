@@ -56,7 +56,7 @@ def is_text(media: str) -> bool:
 
 def split(body: bytes, media: str) -> list[bytes]:
     """The messages of a body; of JSON, those of an array, one level deep. Raises Problem (400)."""
-    if media != JSON:
+    if media != JSON or not body:
         return [body] if body else []
     try:
         if not body.isascii():
