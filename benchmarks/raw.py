@@ -85,12 +85,22 @@ def _steps(types: Iterable[tuple[int, str]]) -> dict[int, Step]:
     }
 
 
-def _replay(account: Account, steps: dict[int, Step], rows: Iterable[tuple[int, bytes]]) -> None:
-    version = account.version
+def _replay(account: Account, steps: dict[int, Step], rows: Sequence[tuple[int, bytes]]) -> None:
+    if not rows:
+        raise LookupError(account.id)
     for type_id, data in rows:
         decode, apply = steps[type_id]
         apply(account, decode(data))
-        version += 1
+    account.version += len(rows)
+
+
+def _replay_streamed(
+    account: Account, steps: dict[int, Step], rows: Iterable[tuple[int, bytes]]
+) -> None:
+    version = account.version
+    for version, (type_id, data) in enumerate(rows, version + 1):  # noqa: B007 (the last one counts)
+        decode, apply = steps[type_id]
+        apply(account, decode(data))
     if not version:
         raise LookupError(account.id)
     account.version = version
@@ -159,7 +169,7 @@ class Sqlite:
             rows = self._cursor.execute(_LOAD, (stream,))
         else:
             rows = self._cursor.execute(_LOAD_AT, (stream, _micros(at)))
-        _replay(account, self._steps, rows)
+        _replay(account, self._steps, rows.fetchall())
         return account
 
     def head(self) -> int:
@@ -232,14 +242,14 @@ class Postgres:
             rows = self._cursor.execute(_PG_LOAD, (stream,), prepare=True)
         else:
             rows = self._cursor.execute(_PG_LOAD_AT, (stream, _micros(at)), prepare=True)
-        _replay(account, self._steps, rows)
+        _replay(account, self._steps, rows.fetchall())
         return account
 
     def stream(self, id: str) -> Account:
         """The same for a long stream: libpq hands over rows while the server makes more."""
         account = Account(id)
         rows = self._cursor.stream(_PG_LOAD, (f"account/{id}",), binary=True, size=500)
-        _replay(account, self._steps, rows)
+        _replay_streamed(account, self._steps, rows)
         return account
 
     def head(self) -> int:

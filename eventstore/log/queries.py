@@ -6,6 +6,7 @@ Each is made once for each shape of a call, and is then text: see `eventstore.lo
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from operator import itemgetter
 from typing import Any, Final, NamedTuple, TypeAlias
 
 from sqlalchemy import (
@@ -14,12 +15,17 @@ from sqlalchemy import (
     Executable,
     Integer,
     Text,
+    and_,
     bindparam,
+    case,
+    cast,
     delete,
     func,
     literal_column,
+    null,
     or_,
     select,
+    union_all,
     update,
 )
 
@@ -34,6 +40,7 @@ Query: TypeAlias = Any
 
 #: Which of the three bounds of a read are given.
 Mask: TypeAlias = tuple[bool, bool, bool]
+UNBOUNDED: Final[Mask] = (False, False, False)
 
 
 class Shape(NamedTuple):
@@ -45,6 +52,8 @@ class Shape(NamedTuple):
 
 
 _LIMIT: Final = bindparam("limit", type_=Integer())
+_ONE: Final = literal_column("1", Integer())
+_BOUNDS: Final = tuple(f"until_{name}" for name in Bounds._fields)
 
 
 def mask_of(until: Bounds) -> Mask:
@@ -54,23 +63,30 @@ def mask_of(until: Bounds) -> Mask:
 
 def given(until: Bounds) -> dict[str, int]:
     """The given bounds as parameters of a statement."""
-    return {f"until_{name}": value for name, value in until._asdict().items() if value is not None}
+    values = zip(_BOUNDS, until, strict=True)
+    return {name: value for name, value in values if value is not None}
 
 
 class Statement:
     """A Core statement as the text and the parameters that the driver takes."""
 
-    __slots__ = ("_names", "text")
+    __slots__ = ("_pick", "text")
 
     def __init__(self, statement: Executable, dialect: Dialect) -> None:
         compiled = statement.compile(dialect=dialect)  # type: ignore[attr-defined]
         self.text: str = str(compiled)
-        self._names: Sequence[str] | None = compiled.positiontup
+        names: Sequence[str] | None = compiled.positiontup
+        self._pick = None if names is None else _picking(names)
 
     def parameters(self, values: Mapping[str, Any]) -> Any:
-        if self._names is None:
-            return values
-        return [values[name] for name in self._names]
+        return values if self._pick is None else self._pick(values)
+
+
+def _picking(names: Sequence[str]) -> Callable[[Mapping[str, Any]], Sequence[Any]]:
+    """What gives the values of so many names, in order; of two or more in a third of the time."""
+    if len(names) < 2:
+        return lambda values: [values[name] for name in names]
+    return itemgetter(*names)
 
 
 class Queries:
@@ -99,30 +115,37 @@ class Queries:
 
     def fold(self, mask: Mask) -> Query:
         c = events.c
-        query = select(c.type_id, c.data).where(c.stream_id == _stream_id())
-        query = _within(query, c, mask).where(c.version > _int("after"))
-        if mask[1:] != (False, False):
-            query = query.where(c.version < self._first_beyond(mask))
-        return _limited(query.order_by(c.version))
+        query = select(c.type_id, c.data).where(
+            c.stream_id == _stream_id(), c.version > _int("after")
+        )
+        within = [c.version <= limit for limit in _last_versions(mask)]
+        return _limited(query.where(*within).order_by(c.version))
 
-    def _first_beyond(self, mask: Mask) -> Any:
-        """The version at which a stream leaves the bounds of position or time.
-
-        Both rise with the version. Without this, a load of the past would read the rows of all
-        that has happened since, only to leave them out.
-        """
-        e = events.alias().c
-        beyond = [
-            column > _int(f"until_{column.name}")
-            for column, bounded in zip((e.position, e.recorded_at), mask[1:], strict=True)
-            if bounded
-        ]
-        after = _int("after")
-        query = select(e.version).where(e.stream_id == _stream_id(), e.version > after)
-        # Within this page, or not at all.
-        query = query.where(e.version <= after + literal_column(str(PAGE)))
-        first = _limited(query.where(or_(*beyond)).order_by(e.version), literal_column("1"))
-        return func.coalesce(first.scalar_subquery(), literal_column(str(2**63 - 1)))
+    def fold_from_snapshot(self, mask: Mask) -> Query:
+        """The same, and before it the latest snapshot, if there is one: it has no type."""
+        s, c = snapshots.c, events.c
+        limits = _last_versions(mask)
+        query = select(s.version, s.state, s.position, s.recorded_at).where(
+            s.stream_id == _stream_id(),
+            s.fingerprint == bindparam("fingerprint", type_=s.fingerprint.type),
+            s.version > _int("after"),
+            *(s.version <= limit for limit in limits),
+        )
+        found = _limited(query.order_by(s.version.desc()), _ONE).cte("latest")
+        after = func.coalesce(select(found.c.version).scalar_subquery(), _int("after"))
+        nothing = cast(null(), BigInteger)
+        tail = select(c.version, c.type_id, c.data, nothing.label("position"), nothing).where(
+            c.stream_id == _stream_id(),
+            c.version > after,
+            *(c.version <= limit for limit in limits),
+        )
+        tail = _limited(tail.order_by(c.version)).subquery()
+        latest = found.c
+        first = select(
+            latest.version, cast(null(), Integer), latest.state, latest.position, latest.recorded_at
+        )
+        both = union_all(first, select(tail))
+        return both.order_by(both.selected_columns.version)
 
     def read(self, mask: Mask, backwards: bool, of_types: bool) -> Query:
         query = self._rows(of_types).where(events.c.stream_id == _stream_id())
@@ -213,15 +236,6 @@ class Queries:
             query = query.where(events.c.type_id.in_(wanted))
         return query
 
-    def snapshot(self, mask: Mask) -> Query:
-        c = snapshots.c
-        query = select(c.version, c.position, c.recorded_at, c.state).where(
-            c.stream_id == _stream_id(),
-            c.fingerprint == bindparam("fingerprint", type_=c.fingerprint.type),
-            c.version > _int("after"),
-        )
-        return _limited(_within(query, c, mask).order_by(c.version.desc()), literal_column("1"))
-
     def save_snapshot(self) -> Query:
         c = snapshots.c
         names = ("fingerprint", "version", "position", "recorded_at", "state")
@@ -266,6 +280,40 @@ def _limited(query: Query, limit: Any = _LIMIT) -> Query:
 
 def _stream_id() -> Any:
     return select(streams.c.id).where(streams.c.name == _text("stream")).scalar_subquery()
+
+
+def _last_versions(mask: Mask) -> list[Any]:
+    """The versions of a stream of which none may be passed."""
+    limits = [_int("until_version")] if mask[0] else []
+    return [*limits, _latest_within(mask)] if mask[1:] != (False, False) else limits
+
+
+def _latest_within(mask: Mask) -> Any:
+    """The last version of a stream that lies within the bounds of position and time.
+
+    Both rise with the version, so it is found by halving: what has happened since is not read.
+    """
+    s, e = streams.c, events.c
+    low = cast(_int("after"), BigInteger)
+    start = select(s.id, low.label("low"), s.version.label("high")).where(s.name == _text("stream"))
+    search = start.cte("search", recursive=True)
+    c = search.c
+    middle = (c.low + c.high + _ONE) // literal_column("2", Integer())
+    bounds = zip((e.position, e.recorded_at), mask[1:], strict=True)
+    bounded = (column <= _int(f"until_{column.name}") for column, given in bounds if given)
+    # Of a deleted stream only the tombstone is left: what is not there is passed over.
+    within = or_(e.version.is_(None), and_(*bounded))
+    step = (
+        select(
+            c.id,
+            case((within, middle), else_=c.low),
+            case((within, c.high), else_=middle - _ONE),
+        )
+        .outerjoin_from(search, events, and_(e.stream_id == c.id, e.version == middle))
+        .where(c.low < c.high)
+    )
+    found = search.union_all(step).c
+    return select(found.low).where(found.low == found.high).scalar_subquery()
 
 
 def _within(query: Query, c: Any, mask: Mask) -> Query:
