@@ -38,7 +38,7 @@ class Envelope(msgspec.Struct, forbid_unknown_fields=True):
     id: Any = None
     version: int | None = None
     timestamp: float | None = None
-    metadata: msgspec.Raw | None = None
+    metadata: msgspec.Raw = msgspec.Raw(b"null")
 
 
 _envelope: Final = msgspec.json.Decoder(Envelope).decode
@@ -88,8 +88,8 @@ def _enveloped(data: bytes, id: bytes) -> NewEvent:
         return NewEvent(_JSON_MESSAGE, data, id)
     if not 0 < len(found.type) <= 255 or not found.type.isprintable() or found.type[0] == "$":
         return NewEvent(_JSON_MESSAGE, data, id)
-    given = found.metadata
-    metadata = bytes(given) if given is not None and bytes(given[:1]) == b"{" else None
+    given = bytes(found.metadata)
+    metadata = given if given[:1] == b"{" else None
     return NewEvent(EventType(found.type, ENVELOPED), data, _uuid(found.id) or id, metadata)
 
 
