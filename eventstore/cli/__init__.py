@@ -94,6 +94,34 @@ def _parser() -> argparse.ArgumentParser:
     what.add_argument("--retry", action="store_true", help="have them tried again")
     what.add_argument("--discard", type=int, metavar="POSITION", help="give one up for ever")
     parked.set_defaults(run=commands.parked)
+
+    verify = subparsers.add_parser(
+        "verify",
+        parents=[database],
+        help="look whether a log and what follows it are as they should be",
+        description="Exit status: 0 if all is well, 1 after findings, 2 if it could not be looked.",
+    )
+    verify.add_argument(
+        "words",
+        metavar="URL | TARGET",
+        nargs="*",
+        help="the database, and projections (module:Name) to be compared with a rebuild",
+    )
+    verify.add_argument(
+        "--import",
+        dest="modules",
+        metavar="MODULE",
+        action="append",
+        default=[],
+        help="the application's events and aggregates, so that they are looked at as well",
+    )
+    verify.add_argument("--json", action="store_true", help="for programs: an object a line")
+    verify.add_argument(
+        "--repair",
+        action="store_true",
+        help="delete snapshots and folds that are wrong, compute heads anew; never an event",
+    )
+    verify.set_defaults(run=commands.verify)
     return parser
 
 

@@ -5,19 +5,25 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+from collections.abc import Iterator
 
 from eventstore import EventStore, EventStoreError, InvalidArgumentError, TableProjection, schema
 from eventstore.cli.output import (
+    complain,
     log_to_stderr,
     one_line,
+    show_finding,
     show_parked,
     show_progress,
     show_status,
+    show_walk,
 )
-from eventstore.cli.targets import find
+from eventstore.cli.targets import find, import_module
 from eventstore.cli.workers import Workers
 from eventstore.log.opening import open_engine
 from eventstore.log.tables import REVISION
+from eventstore.verification import Finding
+from eventstore.verification import verify as findings_of
 
 
 def migrate(options: argparse.Namespace) -> int:
@@ -99,6 +105,44 @@ def parked(options: argparse.Namespace) -> int:
         else:
             show_parked(store.parked(options.name, options.stream))
     return 0
+
+
+#: The exit statuses of `eventstore verify`, beside 0.
+_FINDINGS = 1
+_NOT_RUN = 2
+
+
+def verify(options: argparse.Namespace) -> int:
+    """Look at everything; tell what is found as it is found."""
+    errors = notes = 0
+    try:
+        for finding in _findings(options):
+            errors += finding.is_error
+            notes += not finding.is_error
+            if options.json:
+                print(json.dumps(dataclasses.asdict(finding)), flush=True)
+            else:
+                show_finding(finding)
+    except EventStoreError as error:
+        complain(error)
+        return _NOT_RUN
+    if not options.json:
+        print(f"{errors:,} findings, {notes:,} notes" if errors or notes else "all is well")
+    return _FINDINGS if errors else 0
+
+
+def _findings(options: argparse.Namespace) -> Iterator[Finding]:
+    urls = [word for word in options.words if "://" in word]
+    if len(urls) > 1:
+        raise EventStoreError("give one URL")
+    for module in options.modules:
+        import_module(module, module)
+    projections = [_projection(word) for word in options.words if "://" not in word]
+    url = urls[0] if urls else _url(options)
+    with EventStore(url, migrate=False) as store, show_walk(quiet=options.json) as progress:
+        yield from findings_of(
+            store, projections=projections, repair=options.repair, progress=progress
+        )
 
 
 def _discard(store: EventStore, name: str, position: int, stream: str | None) -> None:

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Generator, Sequence
 
 from eventstore import FollowerStatus, Parked, Progress
+from eventstore.verification import Finding, Walked
 
 #: What stands for a number that was not counted any further.
 _MANY = 100_000
@@ -99,6 +100,39 @@ def show_progress(title: str) -> Generator[Callable[[Progress], None]]:
             bars.update(
                 task, completed=progress.position, total=progress.head, told=_told(progress)
             )
+
+        yield show
+
+
+def show_finding(finding: Finding) -> None:
+    """A finding, in one line."""
+    mark = "note" if not finding.is_error else "repaired" if finding.is_repaired else "error"
+    print(f"{mark} ({finding.kind}): {one_line(finding.text)}", flush=True)
+
+
+@contextlib.contextmanager
+def show_walk(*, quiet: bool) -> Generator[Callable[[Walked], None] | None]:
+    """In the block, what is to be called with the progress of a verification.
+
+    It is told on stderr, and only where somebody looks: what is found is on stdout.
+    """
+    if quiet or not (sys.stderr.isatty() and importlib.util.find_spec("rich")):
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, TextColumn
+    from rich.progress import Progress as Bars
+
+    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[told]}"))
+    with Bars(*columns, console=Console(stderr=True)) as bars:
+        tasks = {}
+
+        def show(walked: Walked) -> None:
+            if walked.part not in tasks:
+                tasks[walked.part] = bars.add_task(walked.part, total=None, told="")
+            told = f"{walked.events:,} looked at"
+            task = tasks[walked.part]
+            bars.update(task, completed=walked.done, total=walked.total, told=told)
 
         yield show
 

@@ -31,13 +31,7 @@ def find(target: str) -> Following:
     module, _, name = target.partition(":")
     if not module or not name:
         raise TargetError(target, "write it as module:Name")
-    folder = os.getcwd()
-    if folder not in sys.path:
-        sys.path.insert(0, folder)
-    try:
-        found: Any = importlib.import_module(module)
-    except Exception as error:
-        raise TargetError(target, f"importing {module} failed: {_told(error)}") from error
+    found: Any = import_module(target, module)
     try:
         found = attrgetter(name)(found)
     except AttributeError as error:
@@ -51,6 +45,17 @@ def find(target: str) -> Following:
         raise TargetError(target, f"{found!r} is neither a TableProjection nor an EventHandler")
     following: Following = found
     return following
+
+
+def import_module(target: str, module: str) -> Any:
+    """The module of that name; the current folder is looked in first. Raises TargetError."""
+    folder = os.getcwd()
+    if folder not in sys.path:
+        sys.path.insert(0, folder)
+    try:
+        return importlib.import_module(module)
+    except Exception as error:
+        raise TargetError(target, f"importing {module} failed: {_told(error)}") from error
 
 
 def _follows(found: object) -> bool:

@@ -10,7 +10,9 @@ Positions of different streams may commit out of order: `frontier` tells what is
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import time
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from itertools import islice
 from typing import Any, Final, Literal
 
 import psycopg
@@ -20,8 +22,11 @@ from psycopg.rows import tuple_row
 from sqlalchemy import (
     ARRAY,
     URL,
+    BigInteger,
     Connection,
     Engine,
+    NullPool,
+    QueuePool,
     Text,
     any_,
     bindparam,
@@ -50,12 +55,14 @@ from eventstore.log.base import (
     STREAM_EXISTS,
     EventType,
     Frontier,
+    Keyed,
     Receipt,
+    Slim,
     Write,
 )
 from eventstore.log.frontier import Frontiers
 from eventstore.log.grouping import Request
-from eventstore.log.kept import KEPT
+from eventstore.log.kept import KEPT, Seat
 from eventstore.log.notifying import Notifier, PostgresWatch, is_proxied
 from eventstore.log.sql import Borrowed, SqlLog, check_dialect, refuse
 from eventstore.log.tables import REVISION
@@ -138,7 +145,10 @@ _DELETED: Final = (
     "UPDATE eventstore_streams SET deleted = true WHERE name = %(stream)s RETURNING id"
 )
 _ERASE: Final = """
-    WITH gone AS (DELETE FROM eventstore_snapshots WHERE stream_id = %(id)s)
+    WITH gone AS (DELETE FROM eventstore_snapshots WHERE stream_id = %(id)s),
+    folded AS (
+        DELETE FROM eventstore_folds WHERE position >=
+            (SELECT min(position) FROM eventstore_events WHERE stream_id = %(id)s))
     DELETE FROM eventstore_events WHERE stream_id = %(id)s AND version < %(version)s"""
 _NEW_TYPES: Final = """
     INSERT INTO eventstore_types (name, version)
@@ -352,10 +362,43 @@ class PostgresLog(SqlLog):
     def _execute(self, cursor: Any, statement: Any, values: Mapping[str, Any]) -> None:
         cursor.execute(statement.text, values, prepare=True)
 
-    def one_of(self, column: Any, parameter: str) -> Any:
-        return column == any_(bindparam(parameter, type_=ARRAY(Text())))
+    def _paged(
+        self, statement: Any, values: dict[str, Any]
+    ) -> Generator[Sequence[Slim] | Sequence[Keyed]]:
+        # Rows streamed in chunks arrive while others are handled: three times as fast as a query a
+        # page. One statement is not to last for long, as no dead row is cleaned up meanwhile.
+        size, limit = values["limit"], _FIRST_STREAM
+        if not self._may_stream():
+            yield from super()._paged(statement, values)
+            return
+        full = True
+        while full:
+            values["limit"], count, began = limit, 0, time.monotonic()
+            with self._reading() as cursor:
+                rows = cursor.stream(statement.text, values, binary=True, size=size)
+                with contextlib.closing(rows):
+                    while page := list(islice(rows, size)):
+                        count += len(page)
+                        values["after"] = page[-1][0]
+                        yield page
+            full = count == limit
+            seconds = time.monotonic() - began
+            if seconds < _STREAM_SECONDS / 4:
+                limit = min(limit * 4, _LONGEST_STREAM)
+            elif seconds > _STREAM_SECONDS:
+                limit = max(limit // 4, size)
 
-    def list_value(self, values: Iterable[str]) -> list[str]:
+    def _may_stream(self) -> bool:
+        """Whether the driver can, and the pool has another connection for what is done meanwhile."""
+        pool = self.engine.pool
+        spare = isinstance(pool, NullPool) or (isinstance(pool, QueuePool) and pool.size() != 1)
+        return spare and psycopg.capabilities.has_stream_chunked()
+
+    def one_of(self, column: Any, parameter: str) -> Any:
+        kind = column.type if isinstance(column.type, BigInteger) else Text()
+        return column == any_(bindparam(parameter, type_=ARRAY(kind)))
+
+    def list_value(self, values: Iterable[str | int]) -> list[str | int]:
         return list(values)
 
     # --- connections ---------------------------------------------------------------------------
@@ -420,10 +463,12 @@ class PostgresLog(SqlLog):
         cursor.format = Format.BINARY
         return cursor
 
-    def is_light(self, cursor: Any, /) -> bool:
+    def tidy(self, seat: Seat, /) -> None:
         # A new one costs 10 us: it looks up again how to convert each type. An old one holds on to
         # its last result.
-        return bool(cursor.rowcount <= _FEW_ROWS)
+        if seat.cursor.rowcount > _FEW_ROWS:
+            seat.cursor.close()
+            seat.cursor = self.cursor(seat.raw)
 
     def _storing(self, connection: Connection | None) -> Borrowed:
         return self._writing(connection)
@@ -448,6 +493,11 @@ class PostgresLog(SqlLog):
         return translated(error, lost, "unknown" if unknown else "not written")
 
 
+#: Rows of a stream: of the first, and at the most. A later one has more if this one was quick.
+_FIRST_STREAM: Final = 1_000
+_LONGEST_STREAM: Final = 100_000
+#: Seconds that one should not take longer than, however slow its reader is.
+_STREAM_SECONDS: Final = 2.0
 #: The longest result that a cursor may still hold while it waits for its next use.
 _FEW_ROWS: Final = 100
 

@@ -48,7 +48,7 @@ from eventstore.log.base import (
     Write,
 )
 from eventstore.log.grouping import Request
-from eventstore.log.kept import KEPT
+from eventstore.log.kept import KEPT, Seat
 from eventstore.log.sql import Borrowed, SqlLog, check_dialect, savepoint
 from eventstore.log.watching import SqliteWatch
 from eventstore.names import category_of
@@ -101,7 +101,7 @@ class Turn:
         self._lock = threading.Lock()
 
     def __enter__(self) -> None:
-        if not self._lock.acquire(timeout=self._timeout):
+        if not self._lock.acquire(False) and not self._lock.acquire(timeout=self._timeout):
             raise LogLockedError(
                 f"another thread has been writing for {self._timeout:g} s; nothing was written, "
                 "a retry is safe"
@@ -251,7 +251,7 @@ class SqliteLog(SqlLog):
             select(func.json_each(bindparam(parameter, type_=Text())).table_valued("value").c.value)
         )
 
-    def list_value(self, values: Iterable[str]) -> str:
+    def list_value(self, values: Iterable[str | int]) -> str:
         return json.dumps(list(values))
 
     @contextlib.contextmanager
@@ -300,8 +300,9 @@ class SqliteLog(SqlLog):
             return raw.cursor()
         return AwaitedCursor(await_(raw.cursor()))  # a caller's, of aiosqlite
 
-    def is_light(self, _cursor: Any, /) -> bool:
-        return False  # a new one costs nothing, and an old one might hold a read lock
+    def tidy(self, seat: Seat, /) -> None:
+        seat.cursor.close()  # it might hold a read lock, and a new one costs nothing
+        seat.cursor = seat.raw.cursor()
 
     @contextlib.contextmanager
     def _storing(self, connection: Connection | None) -> Generator[Any]:
@@ -338,6 +339,12 @@ def _is_autocommit(connection: Connection) -> bool:
 def _erase(cursor: Any, tombstone: Receipt) -> None:
     stream_id = "(SELECT id FROM eventstore_streams WHERE name = ?)"
     cursor.execute("UPDATE eventstore_streams SET deleted = 1 WHERE name = ?", tombstone[:1])
+    # What is erased may be folded into kept states.
+    cursor.execute(
+        "DELETE FROM eventstore_folds WHERE position >= "
+        f"(SELECT min(position) FROM eventstore_events WHERE stream_id = {stream_id})",
+        tombstone[:1],
+    )
     cursor.execute(
         f"DELETE FROM eventstore_events WHERE stream_id = {stream_id} AND version < ?",
         tombstone[:2],
