@@ -73,8 +73,8 @@ class Borrowed:
     def __init__(self, log: SqlLog, connection: Connection | None, *, writes: bool) -> None:
         self._log = log
         self.writes = writes
-        self.seat = log.take() if connection is None else log.joined(connection)
-        self.cursor = self.seat.cursor
+        self.seat = seat = log.take() if connection is None else log.joined(connection)
+        self.cursor = seat.cursor
 
     def __enter__(self) -> Any:
         return self.cursor
@@ -87,7 +87,11 @@ class Borrowed:
     ) -> None:
         if error is None:
             self._log.give(self.seat)
-            return
+        else:
+            self._fail(error)
+
+    def _fail(self, error: BaseException) -> None:
+        """Clean up, and raise the library's error for a driver's."""
         translated = self._log.failed(error, self)
         if translated is not None:
             raise translated from error
@@ -102,7 +106,11 @@ class Transaction(Borrowed):
         super().__init__(log, None, writes=True)
 
     def __enter__(self) -> Any:
-        self._execute(self._log.begin)
+        try:
+            self.cursor.execute(self._log.begin)
+        except BaseException as error:
+            self._fail(error)
+            raise
         return self.cursor
 
     def __exit__(
@@ -112,15 +120,14 @@ class Transaction(Borrowed):
         trace: TracebackType | None,
     ) -> None:
         if error is None:
-            self._execute("COMMIT")
-        super().__exit__(kind, error, trace)
-
-    def _execute(self, statement: str) -> None:
-        try:
-            self.cursor.execute(statement)
-        except BaseException as error:
-            super().__exit__(type(error), error, error.__traceback__)
-            raise
+            try:
+                self.cursor.execute("COMMIT")
+            except BaseException as failure:
+                self._fail(failure)
+                raise
+            self._log.give(self.seat)
+        else:
+            self._fail(error)
 
 
 class SqlLog(ABC):
@@ -173,8 +180,8 @@ class SqlLog(ABC):
         """A cursor for hot statements."""
 
     @abstractmethod
-    def is_light(self, cursor: Any, /) -> bool:
-        """Whether a cursor holds so little of its last result that it may be used again."""
+    def tidy(self, seat: Seat, /) -> None:
+        """See that the cursor of an idle seat holds no result to speak of, and no lock."""
 
     @abstractmethod
     def failed(self, error: BaseException, borrowed: Borrowed) -> BaseException | None:
@@ -544,9 +551,7 @@ class SqlLog(ABC):
         if seat.pooled is None:
             seat.cursor.close()
             return
-        if not self.is_light(seat.cursor):
-            seat.cursor.close()
-            seat.cursor = self.cursor(seat.raw)
+        self.tidy(seat)
         if not self._kept.give(seat):
             self._leave(seat)
         elif self._closed:  # meanwhile
