@@ -232,6 +232,12 @@ class TableFollower(Follower):
             raise ProjectionOutdatedError(lease.name, lease.version, projection.version)
         self._applier = Applier(projection, feed)
 
+    @contextlib.contextmanager
+    def _transaction(self) -> Generator[Connection]:
+        # Its stream last: a rebuild that has locked the checkpoint may be about to tell too.
+        with super()._transaction() as connection, self._applier.telling(self._log, connection):
+            yield connection
+
     def _handle(self, page: Page, to: int) -> None:
         try:
             with self._transaction() as connection:

@@ -24,6 +24,7 @@ from eventstore.log.tables import followers
 from eventstore.log.transactions import lock_name, own_errors
 from eventstore.names import category_of
 from eventstore.projections.applying import Applier, described
+from eventstore.projections.changes import Recorder, tell
 from eventstore.projections.feed import Feed
 from eventstore.projections.table_projection import TableProjection
 
@@ -98,10 +99,11 @@ class InStep:
                     shard=shard_of(row),
                     effects=True,
                 )
-                applier, after = Applier(cls(), feed), row.position
-                while page := feed.page(after, Bounds(position=head), BATCH, connection=connection):
-                    applier.together(connection, page)
-                    after = page[-1][0]
+                applier, after, until = Applier(cls(), feed), row.position, Bounds(position=head)
+                with applier.telling(self._log, connection):
+                    while page := feed.page(after, until, BATCH, connection=connection):
+                        applier.together(connection, page)
+                        after = page[-1][0]
             self._followers.set(connection, name, in_step=True, position=head)
 
     def leave(self, name: str, read_timeout: float) -> None:
@@ -229,11 +231,16 @@ class InStep:
         records = [
             recorded(row, self._log.event_type(row.type, connection)) for row in sorted(rows)
         ]
+        recorders: list[Recorder] = []
         for member in members:
             wanted = [record for record in records if member.wants(record.stream, [record.type])]
-            handled = None
+            handled = recorder = None
+            if wanted and member.cls.__changes__ is not None:
+                recorder = Recorder(member.cls.__changes__)
+                recorder.position = wanted[-1].position
+                recorders.append(recorder)
             try:
-                with member.cls()._writing(connection) as projection:
+                with member.cls()._writing(connection, recorder) as projection:
                     for handled in wanted:
                         member.feed.hand(projection, handled)
             except Exception as error:
@@ -247,6 +254,7 @@ class InStep:
                     handled.type,
                     described(error),
                 ) from error
+        tell(self._log, connection, recorders)
 
 
 def _begin_writing(connection: Connection) -> None:

@@ -32,6 +32,7 @@ from eventstore.log.transactions import lock_name
 from eventstore.projections.places import Shadow, shadow
 from eventstore.projections.replaying import Replay
 from eventstore.projections.table_projection import TableProjection
+from eventstore.projections.told import Told
 
 #: Events a transaction, at the most.
 BATCH: Final = 5000
@@ -98,6 +99,7 @@ class Rebuild:
         self._verify = verify
         self._report: Callable[[Progress], None] = progress or (lambda _: None)
         self._replay = Replay(log, cls)
+        self._told = None if cls.__changes__ is None else Told(log, cls.__changes__)
         self._began = self._renewed_at = time.monotonic()
 
     def run(self) -> Progress:
@@ -173,6 +175,8 @@ class Rebuild:
         tables.analyze()
         deadline = time.monotonic() + _READERS
         while True:
+            if self._told is not None:  # most of it now, and not while others wait for the swap
+                self._told.read()
             try:
                 lease = self._finish(tables, lease)
             except LogLockedError:
@@ -262,6 +266,9 @@ class Rebuild:
                     lease = self._catch_up(tables, connection, lease, end, furthest, shard)
                 ends = [(None, furthest)]
             tables.swap(connection, living)
+            if self._told is not None:
+                self._told.read(connection)
+                self._told.bring(connection, max(end for _, end in ends))
             self._adopt(connection, shards, ends)
             self._followers.remove(connection, self._name, rebuild=True)
         return lease._replace(position=min(end for _, end in ends))

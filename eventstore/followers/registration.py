@@ -7,7 +7,10 @@ from collections.abc import Sequence
 from functools import cache
 from typing import TypeAlias
 
+from sqlalchemy import Connection
+
 from eventstore import moments
+from eventstore.checkpoints import Mark, check_mark
 from eventstore.errors import (
     ProjectionChangedError,
     ProjectionOutdatedError,
@@ -21,7 +24,7 @@ from eventstore.log.parked import ParkedEvents
 from eventstore.log.transactions import lock_name
 from eventstore.projections.places import make_living
 from eventstore.projections.table_projection import TableProjection
-from eventstore.subscriptions import check_checkpoint
+from eventstore.projections.told import Told
 
 #: Whatever follows the log under a name of its own.
 FollowerClass: TypeAlias = type[TableProjection] | type[EventHandler]
@@ -41,7 +44,9 @@ def code_of(cls: FollowerClass) -> tuple[int, str]:
 
 @cache
 def _fingerprint(cls: type[TableProjection]) -> str:
-    return read_model_fingerprint(cls, cls.__handlers__, cls.__tables__)
+    found = read_model_fingerprint(cls, cls.__handlers__, cls.__tables__)
+    # Its stream has to tell of every row, so a new one is as good as new tables.
+    return found if cls.__changes__ is None else f"{found} {cls.__changes__.name}"
 
 
 def check_code(cls: FollowerClass, version: int, fingerprint: str) -> None:
@@ -70,6 +75,7 @@ class Registration:
         self.name = cls.__follower__
         self.tables = cls.__tables__ if issubclass(cls, TableProjection) else ()
         self.version, self.fingerprint = code_of(cls)
+        self._changes = cls.__changes__ if issubclass(cls, TableProjection) else None
 
     def register(self) -> list[Checkpoint]:
         """The follower's shards; the first time, it is made, with its tables.
@@ -92,6 +98,7 @@ class Registration:
             if not self._followers.find(self.name, connection):
                 make_living(connection, self.name, self.tables)
                 self._followers.add(connection, self.shards())
+                self._tell(connection, 0)
             return self._followers.find(self.name, connection)
 
     def shards(self, position: int = 0, handled: int = 0) -> list[Checkpoint]:
@@ -127,16 +134,27 @@ class Registration:
     def accept(self) -> None:
         """Take the present code for that which has built the tables."""
         with self._log.transaction() as connection:
+            if self._changes is not None:
+                lock_name(connection, lock_of(self.name))
+                rows = self._followers.lock(connection, self.name)
+                self._tell(connection, max(row.position for row in rows))
             self._followers.set(
                 connection, self.name, fingerprint=self.fingerprint, version=self.version
             )
+
+    def _tell(self, connection: Connection, position: int) -> None:
+        """Let the stream of changes, if there is one, say what the tables do."""
+        if self._changes is not None:
+            told = Told(self._log, self._changes)
+            told.read(connection)
+            told.bring(connection, position)
 
     def _check(self, found: Sequence[Checkpoint]) -> None:
         check_code(self._cls, found[0].version, found[0].fingerprint)
         if found[0].fingerprint != self.fingerprint:
             # Another version of Python: its bytecode says nothing of ours.
             self.accept()
-        check_checkpoint(self._log, max(row.position for row in found))
+        check_mark(self._log, Mark(max(row.position for row in found)))
 
     def _deal_out(self) -> list[Checkpoint]:
         """Divide the streams anew: possible while all shards are at one position, and idle."""

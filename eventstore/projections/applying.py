@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Generator, Sequence
 
 from sqlalchemy import Connection
 from sqlalchemy.exc import DBAPIError
 
 from eventstore.errors import LogError, LogLockedError, LogUnavailableError
-from eventstore.log.base import Row
+from eventstore.log.base import Log, Row
 from eventstore.log.transactions import translated
+from eventstore.projections.changes import Recorder, tell
 from eventstore.projections.feed import Feed, Page
 from eventstore.projections.table_projection import TableProjection
 
@@ -23,14 +25,32 @@ class Applier:
     def __init__(self, projection: TableProjection, feed: Feed) -> None:
         self._projection = projection
         self._feed = feed
+        self._recorder: Recorder | None = None
+
+    @contextlib.contextmanager
+    def telling(self, log: Log, connection: Connection) -> Generator[None]:
+        """At the end of the block, what it changes is told in the projection's stream, if any."""
+        declared = self._projection.__changes__
+        if declared is None:
+            yield
+            return
+        recorder = self._recorder = Recorder(declared)
+        try:
+            yield
+            tell(log, connection, (recorder,))
+        finally:
+            self._recorder = None
 
     def together(self, connection: Connection, page: Page) -> None:
         """Apply a page, flushed once.
 
         Raises what a handler or the flush raises; the transaction is then to be rolled back.
         """
-        with self._projection._writing(connection) as projection:
+        recorder = self._recorder
+        with self._projection._writing(connection, recorder) as projection:
             self._feed.apply(projection, page, connection)
+        if recorder is not None:
+            recorder.position = page[-1][0]
 
     def singly(
         self, connection: Connection, rows: Sequence[Row], failed: Callable[[Row, Exception], None]

@@ -216,6 +216,12 @@ class WriteBuffer:
         finally:
             self.discard()
 
+    def lend(self) -> Connection:
+        """The connection, for other statements. What is pending is written first."""
+        if self.pending:
+            self.flush()
+        return self._connection
+
     def discard(self) -> None:
         """Forget what is pending, as after a rollback."""
         for rows in self._tables.values():

@@ -13,6 +13,7 @@ from eventstore.aggregate import Aggregate
 from eventstore.errors import DefinitionError, EventStoreError
 from eventstore.handlers import Handlers
 from eventstore.projections.buffer import WriteBuffer
+from eventstore.projections.changes import ChangeStream, Recorder
 from eventstore.projections.declared import checked_categories, checked_version, claim, owner_of
 
 #: The longest name of a table: PostgreSQL cuts off what is longer.
@@ -52,6 +53,15 @@ class TableProjection:
     leaves out the events of all others; `shards` splits the log by stream, so that as many
     workers share it. Raise `version` when handlers or tables change, and rebuild.
 
+    `changes="projections/balances"` tells each change of a row in that stream of the log, in the
+    transaction that makes it, as a JSON message of the State Protocol: `type` is the table's name,
+    `key` the primary key as text (the JSON list of its parts if it has several), `value` the row
+    as JSON; of `headers`, `operation` is insert, update or delete, `txid` the position, and
+    `timestamp` the time, of the last event that went into the transaction. A row that a
+    transaction changes often is told once. Changes are told one transaction at a time, so workers
+    of several shards, and appends in step, queue for the stream. Handlers may then change rows by
+    `insert`, `put`, `add`, `update` and `delete` only: InvalidArgumentError.
+
     Raises DefinitionError, when the class is made, for what cannot work.
     """
 
@@ -65,6 +75,7 @@ class TableProjection:
     __tables__: ClassVar[tuple[Table, ...]] = ()
     __categories__: ClassVar[tuple[str, ...] | None] = None
     __shards__: ClassVar[int] = 1
+    __changes__: ClassVar[ChangeStream | None] = None
 
     _connection: Connection | None = None
     _buffer: WriteBuffer
@@ -75,6 +86,7 @@ class TableProjection:
         name: str | None = None,
         categories: Iterable[type[Aggregate] | str] | None = None,
         shards: int | None = None,
+        changes: str | None = None,
     ) -> None:
         super().__init_subclass__()
         cls.__follower__ = claim("follower", cls.__name__ if name is None else name, cls)
@@ -92,6 +104,8 @@ class TableProjection:
         for table in own:
             _check_table(cls, table)
         cls.__tables__ = (*cls.__tables__, *_released(own))
+        # Not inherited: two followers with one stream would contradict each other.
+        cls.__changes__ = None if changes is None else ChangeStream(cls, changes, cls.__tables__)
 
     # --- what handlers use ---------------------------------------------------------------------
 
@@ -103,9 +117,7 @@ class TableProjection:
                 f"{type(self).__name__} is used outside a handler: it has a connection only while "
                 "events are handled; read its tables through store.connect()"
             )
-        if self._buffer.pending:
-            self._buffer.flush()
-        return self._connection
+        return self._buffer.lend()
 
     def insert(self, table: Table, /, **values: Any) -> None:
         """Insert a row; IntegrityError, at the latest at the commit, where its key is taken."""
@@ -137,19 +149,24 @@ class TableProjection:
     # --- what runs the handlers ----------------------------------------------------------------
 
     @contextlib.contextmanager
-    def _writing(self, connection: Connection) -> Generator[Self]:
+    def _writing(self, connection: Connection, recorder: Recorder | None = None) -> Generator[Self]:
         """Let handlers write on a connection; at the end of the block what is buffered is flushed.
 
         After an error nothing is: the transaction, or its savepoint, is to be rolled back.
         """
         self._connection = connection
-        self._buffer = WriteBuffer(connection, self.__tables__)
+        if recorder is None:
+            self._buffer = WriteBuffer(connection, self.__tables__)
+        else:
+            self._buffer = recorder.buffer(connection)
         try:
             yield self
             if self._buffer.pending:
                 self._buffer.flush()
         finally:
             self._connection = None
+            if recorder is not None:
+                recorder.rest()
 
 
 def _check_table(cls: type[TableProjection], table: Table) -> None:

@@ -1,0 +1,607 @@
+"""A read model's changes as a stream: durable, exactly once, and adding up to the tables."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator
+from datetime import UTC, date, datetime
+from decimal import Decimal
+from typing import Any
+from uuid import UUID
+
+import pytest
+from sqlalchemy import (
+    JSON,
+    Boolean,
+    Column,
+    Date,
+    DateTime,
+    Float,
+    ForeignKey,
+    Integer,
+    LargeBinary,
+    MetaData,
+    Numeric,
+    PrimaryKeyConstraint,
+    String,
+    Table,
+    Uuid,
+    delete,
+    insert,
+    select,
+    text,
+    update,
+)
+
+from eventstore import (
+    DefinitionError,
+    Event,
+    EventStore,
+    InvalidArgumentError,
+    ProjectionChangedError,
+    RecordedEvent,
+    StreamDeleted,
+    StreamDeletedError,
+    TableProjection,
+    on,
+)
+from eventstore.followers.follower import TableFollower
+from eventstore.projections.changes import key_text
+
+STREAM = "projections/told-seats"
+
+
+class Booked(Event, name="told-booked"):
+    seat: int
+    guest: str
+
+
+class Freed(Event, name="told-freed"):
+    seat: int
+
+
+class Poison(Event, name="told-poison"):
+    harmful: bool = True
+
+
+class Seats(TableProjection, name="told-seats", changes=STREAM):
+    halls = Table(
+        "told_halls",
+        TableProjection.metadata,
+        Column("hall", String, primary_key=True),
+        Column("taken", Integer, nullable=False),
+    )
+    seats = Table(
+        "told_seats",
+        TableProjection.metadata,
+        Column("hall", ForeignKey(halls.c.hall), nullable=False),
+        Column("seat", Integer, nullable=False),
+        Column("guest", String, nullable=False),
+        PrimaryKeyConstraint("hall", "seat"),
+    )
+
+    poisonous = True
+
+    @on(Booked)
+    def _booked(self, event: Booked, record: RecordedEvent) -> None:
+        hall = record.aggregate_id
+        if self.get(self.halls, hall) is None:
+            self.insert(self.halls, hall=hall, taken=0)
+        if self.get(self.seats, (hall, event.seat)) is None:
+            self.add(self.halls, hall, taken=1)
+        self.put(self.seats, hall=hall, seat=event.seat, guest=event.guest)
+
+    @on(Freed)
+    def _freed(self, event: Freed, record: RecordedEvent) -> None:
+        self.delete(self.seats, (record.aggregate_id, event.seat))
+        self.add(self.halls, record.aggregate_id, taken=-1)
+
+    @on(Poison)
+    def _poison(self, event: Poison, record: RecordedEvent) -> None:
+        self.put(self.halls, hall=record.aggregate_id, taken=99)
+        if self.poisonous:
+            raise RuntimeError("poison")
+
+    @on(StreamDeleted)
+    def _deleted(self, event: StreamDeleted, record: RecordedEvent) -> None:
+        hall = record.aggregate_id
+        rows = select(self.seats.c.seat).where(self.seats.c.hall == hall)
+        for seat in self.db.scalars(rows).all():
+            self.delete(self.seats, (hall, seat))
+        self.delete(self.halls, hall)
+
+
+@pytest.fixture
+def store(database_url: str) -> Iterator[EventStore]:
+    with EventStore(database_url) as opened:
+        yield opened
+
+
+def messages(store: EventStore, stream: str = STREAM, after: int = 0) -> list[dict[str, Any]]:
+    return [json.loads(record.data) for record in store.read(stream, after=after)]
+
+
+def brief(store: EventStore, stream: str = STREAM, after: int = 0) -> list[tuple[Any, ...]]:
+    return [
+        (m["headers"]["operation"], m["type"], m["key"], *m.get("value", {}).values())
+        for m in messages(store, stream, after)
+    ]
+
+
+def folded(store: EventStore, stream: str = STREAM) -> dict[tuple[str, str], Any]:
+    """The rows as a reader of the stream has them. Each operation has to fit what was before."""
+    rows: dict[tuple[str, str], Any] = {}
+    for message in messages(store, stream):
+        place, operation = (message["type"], message["key"]), message["headers"]["operation"]
+        assert (place in rows) == (operation != "insert"), message
+        if operation == "delete":
+            assert "value" not in message
+            del rows[place]
+        else:
+            assert rows.get(place) != message["value"], "nothing has changed"
+            rows[place] = message["value"]
+    return rows
+
+
+def stored(store: EventStore, *tables: Table) -> dict[tuple[str, str], Any]:
+    rows = {}
+    with store.connect() as db:
+        for table in tables or (Seats.halls, Seats.seats):
+            for row in db.execute(select(table)).mappings():
+                key = key_text([row[column.key] for column in table.primary_key])
+                rows[table.name, key] = dict(row)
+    return rows
+
+
+def agrees(store: EventStore) -> bool:
+    assert folded(store) == stored(store)
+    return True
+
+
+# --- following -----------------------------------------------------------------------------------
+
+
+def test_each_changed_row_of_a_transaction_is_told_once(store: EventStore) -> None:
+    store.append("told/red", [Booked(1, "Ann"), Booked(2, "Bob"), Booked(1, "Eve"), Freed(2)])
+    last = store.append("told/blue", Booked(7, "Zoe"))
+    store.catch_up(Seats)
+    # Its first batch is of one event.
+    first = [("insert", "told_halls", "red", "red", 1)]
+    first += [("insert", "told_seats", '["red",1]', "red", 1, "Ann")]
+    assert brief(store)[:2] == first
+    assert brief(store)[2:] == [
+        ("insert", "told_halls", "blue", "blue", 1),
+        ("insert", "told_seats", '["blue",7]', "blue", 7, "Zoe"),
+        ("update", "told_seats", '["red",1]', "red", 1, "Eve"),
+    ]
+    assert agrees(store)
+    headers = messages(store)[-1]["headers"]
+    event = next(store.read("told/blue"))
+    assert headers["txid"] == str(last.position)
+    assert datetime.fromisoformat(headers["timestamp"]) == event.recorded_at
+    record = next(store.read(STREAM))
+    assert (record.type, record.schema_version) == ("$json", 1)
+
+
+def test_rows_go_before_those_that_they_refer_to_and_come_after_them(store: EventStore) -> None:
+    store.append("told/red", Booked(1, "Ann"))
+    store.catch_up(Seats)
+    store.delete_stream("told/red")
+    store.catch_up(Seats)
+    assert brief(store)[2:] == [
+        ("delete", "told_seats", '["red",1]'),
+        ("delete", "told_halls", "red"),
+    ]
+    assert agrees(store)
+
+
+def test_what_comes_to_nothing_is_not_told(store: EventStore) -> None:
+    store.append("told/red", [Booked(1, "Ann")])
+    store.catch_up(Seats)
+    told = store.version(STREAM)
+    store.append("told/red", [Booked(1, "Ann"), Booked(1, "Ann")])  # the row stays as it is
+    store.append("told/red", [Booked(2, "Bob"), Freed(2)])
+    store.catch_up(Seats)
+    # Batches grow from one event, so the visit may have been seen; its end then was too.
+    assert agrees(store)
+    assert {key for _, _, key, *_ in brief(store, after=told)} <= {"red", '["red",2]'}
+    store.append("told/red", Booked(1, "Ann"))
+    told = store.version(STREAM)
+    store.catch_up(Seats)
+    assert store.version(STREAM) == told
+
+
+def test_a_log_that_is_quiet_stays_quiet(store: EventStore) -> None:
+    with store.runner(Seats):
+        for seat in range(5):
+            receipt = store.append("told/red", Booked(seat, "Ann"))
+        store.wait_for(Seats, receipt.position)
+        head = store.head()
+        store.wait_for(Seats, head)  # past its own messages
+        assert store.head() == head
+    assert store.catch_up(Seats) == store.head() == head
+    assert agrees(store)
+
+
+def test_a_reader_of_the_log_follows_the_changes_live(store: EventStore) -> None:
+    with store.subscribe(categories=["projections"]) as subscription, store.runner(Seats):
+        store.append("told/red", Booked(1, "Ann"))
+        record = next(subscription)
+    assert json.loads(record.data)["value"] == {"hall": "red", "taken": 1}
+
+
+def test_what_is_not_committed_is_not_told(
+    store: EventStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.append("told/red", Booked(1, "Ann"))
+    advance = TableFollower._advance
+
+    def fail(self: TableFollower, *args: Any, **options: Any) -> Any:
+        advance(self, *args, **options)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TableFollower, "_advance", fail)
+        with pytest.raises(KeyboardInterrupt):
+            store.catch_up(Seats)
+    assert (store.version(STREAM), stored(store)) == (0, {})
+    store.catch_up(Seats)
+    assert store.version(STREAM) == 2
+    assert agrees(store)
+
+
+def test_an_event_that_is_parked_is_told_when_it_is_retried(
+    store: EventStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.append("told/red", [Booked(1, "Ann"), Poison(), Booked(2, "Bob")])
+    store.append("told/blue", [Booked(1, "Eve"), Booked(3, "Eve")])
+    store.catch_up(Seats)
+    assert len(store.parked(Seats)) == 2
+    assert agrees(store)
+    assert stored(store)["told_halls", "red"]["taken"] == 1
+    monkeypatch.setattr(Seats, "poisonous", False)
+    store.retry(Seats)
+    store.catch_up(Seats)
+    assert store.parked(Seats) == []
+    assert stored(store)["told_halls", "red"]["taken"] == 100
+    assert agrees(store)
+
+
+class Counts(TableProjection, name="told-counts", shards=3, changes="projections/told-counts"):
+    counts = Table(
+        "told_counts",
+        TableProjection.metadata,
+        Column("name", String, primary_key=True),
+        Column("events", Integer, nullable=False),
+    )
+
+    @on(Booked)
+    def _booked(self, event: Booked, record: RecordedEvent) -> None:
+        self.put(self.counts, name=record.aggregate_id, events=record.version)
+        if self.get(self.counts, "all") is not None:  # a row that all shards change
+            self.add(self.counts, "all", events=1)
+
+
+def test_shards_share_the_stream_and_each_row_stays_in_order(store: EventStore) -> None:
+    store.catch_up(Counts)
+    with store.engine.begin() as db:
+        db.execute(insert(Counts.counts).values(name="all", events=0))
+    store.accept(Counts)  # of which the stream learns too
+    with store.runner(Counts):
+        for number in range(30):
+            receipt = store.append(f"told/{number % 5}", Booked(number, "Ann"))
+        store.wait_for(Counts, receipt.position)
+    rows = folded(store, "projections/told-counts")
+    assert rows == stored(store, Counts.counts)
+    assert rows["told_counts", "all"] == {"name": "all", "events": 30}
+
+
+def test_in_step_changes_are_told_in_the_transaction_of_the_append(
+    database_url: str, store: EventStore
+) -> None:
+    store.append("told/old", Booked(1, "Ann"))
+    target = store.engine if database_url == "sqlite://" else database_url
+    with EventStore(target, in_step=[Seats]) as store:
+        receipt = store.append("told/red", [Booked(1, "Ann"), Booked(1, "Eve")])
+        assert messages(store)[-1]["headers"]["txid"] == str(receipt.position)
+        told = brief(store)[-2:]
+        assert told == [
+            ("insert", "told_halls", "red", "red", 1),
+            ("insert", "told_seats", '["red",1]', "red", 1, "Eve"),
+        ]
+        with store.engine.connect() as db:
+            store.append("told/red", Booked(2, "Bob"), connection=db)
+            db.rollback()
+            store.append("told/red", Booked(3, "Bob"), connection=db)
+            db.execute(text("SELECT 1 -- not a handler's: UPDATE told_seats"))
+            db.commit()
+        store.delete_stream("told/old")
+        store.rebuild(Seats)
+        assert agrees(store)
+        assert store.version(STREAM) == 8
+
+
+def test_appends_in_step_of_many_threads_are_told_in_order(database_url: str) -> None:
+    with EventStore(database_url, in_step=[Seats]) as store:
+
+        def book(first: int) -> None:
+            for seat in range(first, first + 5):
+                store.append("told/red", Booked(seat, "Ann"))
+
+        threads = [threading.Thread(target=book, args=(n * 5,)) for n in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert stored(store)["told_halls", "red"]["taken"] == 20
+        assert agrees(store)
+
+
+# --- the past, and rebuilding --------------------------------------------------------------------
+
+
+def test_the_past_tells_nothing(store: EventStore) -> None:
+    store.append("told/red", Booked(1, "Ann"))
+    store.catch_up(Seats)
+    told = store.version(STREAM)
+    store.append("told/red", Booked(2, "Bob"))
+    with store.as_of(Seats) as db:
+        assert db.scalar(select(Seats.halls.c.taken)) == 2
+    assert store.version(STREAM) == told
+
+
+def test_a_rebuild_tells_what_it_changes(store: EventStore) -> None:
+    store.append("told/red", [Booked(1, "Ann"), Booked(2, "Bob")])
+    store.append("told/blue", Booked(1, "Eve"))
+    store.catch_up(Seats)
+    told = store.version(STREAM)
+    store.rebuild(Seats, verify=True)
+    assert store.version(STREAM) == told  # nothing has changed
+    with store.engine.begin() as db:  # behind its back, as a handler with a mistake would
+        db.execute(update(Seats.seats).where(Seats.seats.c.guest == "Ann").values(guest="Zoe"))
+        db.execute(delete(Seats.seats).where(Seats.seats.c.guest == "Bob"))
+        db.execute(insert(Seats.halls).values(hall="green", taken=5))
+    store.accept(Seats)
+    assert agrees(store)
+    told = store.version(STREAM)
+    store.append("told/red", Booked(3, "Max"))
+    progress = store.rebuild(Seats)
+    assert sorted(brief(store, after=told)) == [
+        ("delete", "told_halls", "green"),
+        ("insert", "told_seats", '["red",2]', "red", 2, "Bob"),
+        ("insert", "told_seats", '["red",3]', "red", 3, "Max"),
+        ("update", "told_halls", "red", "red", 3),
+        ("update", "told_seats", '["red",1]', "red", 1, "Ann"),
+    ]
+    assert messages(store)[-1]["headers"]["txid"] == str(progress.position)
+    assert agrees(store)
+
+
+def test_a_rebuild_that_fails_tells_nothing(store: EventStore) -> None:
+    store.append("told/red", [Booked(1, "Ann")])
+    store.catch_up(Seats)
+    with store.engine.begin() as db:
+        db.execute(update(Seats.seats).values(guest="Zoe"))
+    told, head = store.version(STREAM), store.head()
+    with pytest.raises(Exception, match="told_seats"):
+        store.rebuild(Seats, verify=True)
+    assert (store.version(STREAM), store.head()) == (told, head)
+
+
+def evolving(version: int, *, changes: str | None, columns: list[Column[Any]]) -> Any:
+    """The same projection with other code."""
+
+    def handle(self: Any, event: Booked, record: RecordedEvent) -> None:
+        values = {"guest": event.guest, "seat": event.seat, "note": "new"}
+        known = {name: values[name] for name in values if name in table.c}
+        self.put(table, **known)
+
+    handle.__annotations__ = {"event": Booked, "record": RecordedEvent, "return": None}
+    table = Table(f"told_guests_{len(columns)}", TableProjection.metadata, *columns)
+    members = {"version": version, "guests": table, "_booked": on(Booked)(handle)}
+    members["__module__"] = __name__
+    return type(TableProjection)(
+        "Evolving", (TableProjection,), members, name="told-evolving", changes=changes
+    )
+
+
+def test_a_rebuild_leads_from_any_tables_to_the_new_ones(store: EventStore) -> None:
+    stream = "projections/told-evolving"
+    store.append("told/red", [Booked(1, "Ann"), Booked(2, "Bob")])
+
+    def columns(*more: Column[Any]) -> list[Column[Any]]:
+        return [Column("guest", String, primary_key=True), Column("seat", Integer), *more]
+
+    store.catch_up(evolving(1, changes=None, columns=columns()))
+    # It begins to tell: that is refused until the stream can be whole.
+    told = evolving(1, changes=stream, columns=columns())
+    with pytest.raises(ProjectionChangedError):
+        store.catch_up(told)
+    store.accept(told)
+    assert folded(store, stream) == stored(store, told.guests)
+    assert len(folded(store, stream)) == 2
+    # Another table in the place of the old one.
+    wider = evolving(2, changes=stream, columns=columns(Column("note", String)))
+    store.rebuild(wider)
+    assert folded(store, stream) == stored(store, wider.guests)
+    store.append("told/red", Booked(3, "Eve"))
+    store.catch_up(wider)
+    assert folded(store, stream) == stored(store, wider.guests)
+    # A stream of another name, for readers that begin anew.
+    renamed = evolving(3, changes=f"{stream}-3", columns=columns(Column("note", String)))
+    store.rebuild(renamed)
+    assert folded(store, f"{stream}-3") == stored(store, renamed.guests)
+    assert len(folded(store, f"{stream}-3")) == 3
+
+
+def test_many_rows_are_told_page_by_page(
+    store: EventStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("eventstore.projections.told._PAGE", 3)
+    store.append("told/red", [Booked(seat, "Ann") for seat in range(10)])
+    store.catch_up(Seats)
+    with store.engine.begin() as db:
+        db.execute(delete(Seats.seats).where(Seats.seats.c.seat < 5))
+    store.accept(Seats)
+    assert agrees(store)
+    store.rebuild(Seats)
+    assert agrees(store)
+    assert len(folded(store)) == 11
+
+
+def test_a_stream_that_is_not_its_own_is_refused(store: EventStore) -> None:
+    store.append(STREAM, Booked(1, "Ann"))
+    with pytest.raises(InvalidArgumentError, match="told-booked"):
+        store.catch_up(Seats)
+    assert store.status() == []
+
+
+def test_a_stream_that_was_deleted_stops_it_until_it_has_another(store: EventStore) -> None:
+    store.append("told/red", Booked(1, "Ann"))
+    store.catch_up(Seats)
+    store.delete_stream(STREAM)
+    store.append("told/red", Booked(2, "Bob"))
+    with pytest.raises(StreamDeletedError):
+        store.catch_up(Seats)
+    assert store.parked(Seats) == []
+    assert stored(store)["told_halls", "red"]["taken"] == 1
+
+
+# --- what is told --------------------------------------------------------------------------------
+
+
+class Typed(TableProjection, name="told-typed", changes="projections/told-typed"):
+    things = Table(
+        "told_things",
+        TableProjection.metadata,
+        Column("id", Uuid, primary_key=True),
+        Column("price", Numeric(10, 2)),
+        Column("weight", Float),
+        Column("made", DateTime(timezone=True)),
+        Column("day", Date),
+        Column("picture", LargeBinary),
+        Column("ready", Boolean),
+        Column("more", JSON),
+        Column("state", String, server_default="new"),
+        Column("unset", String),
+    )
+
+    @on(Booked)
+    def _booked(self, event: Booked) -> None:
+        self.insert(
+            self.things,
+            id=UUID(int=event.seat),
+            price=Decimal("1.5"),
+            weight=0.25,
+            made=datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC),
+            day=date(2026, 1, 2),
+            picture=b"\xff\x00",
+            ready=True,
+            more={"a": [1, None]},
+        )
+
+
+def test_a_row_is_told_as_json(store: EventStore) -> None:
+    store.append("told/red", Booked(5, "Ann"))
+    store.catch_up(Typed)
+    (message,) = messages(store, "projections/told-typed")
+    made = message["value"].pop("made")
+    assert datetime.fromisoformat(made).replace(tzinfo=UTC) == datetime(2026, 1, 2, 3, 4, 5, 0, UTC)
+    assert (message["type"], message["key"]) == ("told_things", str(UUID(int=5)))
+    assert message["value"] == {
+        "id": str(UUID(int=5)),
+        "price": "1.50",
+        "weight": 0.25,
+        "day": "2026-01-02",
+        "picture": "/wA=",
+        "ready": True,
+        "more": {"a": [1, None]},
+        "state": "new",
+        "unset": None,
+    }
+    store.rebuild(Typed)
+    assert store.version("projections/told-typed") == 1
+
+
+def test_no_two_keys_have_the_same_text() -> None:
+    assert key_text(["a"]) == "a"
+    assert key_text([5]) == "5"
+    assert key_text(["a", 1]) == '["a",1]'
+    assert key_text(["é", "b"]) == '["é","b"]'
+    assert key_text([UUID(int=1)]) == str(UUID(int=1))
+    assert key_text([""]) == '""'
+    assert key_text(['""']) == r'"\"\""'
+    assert key_text(['a","b']) == 'a","b'
+    assert key_text(["a,b", "c"]) != key_text(["a", "b,c"])
+
+
+# --- what is refused -----------------------------------------------------------------------------
+
+
+OTHERS = Table("told_others", MetaData(), Column("id", Integer))
+
+
+class Direct(TableProjection, name="told-direct", changes="projections/told-direct"):
+    rows = Table(
+        "told_direct",
+        TableProjection.metadata,
+        Column("id", Integer, primary_key=True),
+        Column("note", String),
+    )
+
+    @on(Booked)
+    def _booked(self, event: Booked) -> None:
+        self.put(self.rows, id=event.seat, note="'; UPDATE told_direct SET")
+        assert self.db.scalar(select(self.rows.c.note).with_for_update()) is not None
+        self.db.execute(text("SELECT 'DELETE FROM told_direct' -- INSERT INTO told_direct"))
+        self.db.execute(insert(OTHERS).from_select(["id"], select(self.rows.c.id)))
+        if event.guest == "core":
+            self.db.execute(update(self.rows).values(note="x"))
+        elif event.guest == "text":
+            self.db.execute(text('DELETE  FROM "told_direct"'))
+        elif event.guest == "cte" and self.db.dialect.name == "postgresql":
+            gone = delete(self.rows).returning(self.rows.c.id).cte()
+            self.db.execute(select(gone.c.id))
+        elif event.guest != "Ann":
+            self.db.exec_driver_sql("INSERT INTO told_direct (id, note) VALUES (8, 'x')")
+
+
+def test_statements_of_its_own_may_not_change_what_is_told(store: EventStore) -> None:
+    with store.engine.begin() as db:
+        OTHERS.create(db)
+    for guest in ("core", "text", "cte", "driver"):
+        store.append(f"told/{guest}", Booked(1, guest))
+    store.append("told/good", Booked(2, "Ann"))
+    store.catch_up(Direct)
+    parked = store.parked(Direct)
+    assert [each.stream for each in parked] == ["told/core", "told/text", "told/cte", "told/driver"]
+    for each in parked:
+        assert each.error is not None
+        assert "use insert, put, add, update and delete" in each.error
+    assert [m["key"] for m in messages(store, "projections/told-direct")] == ["2"]
+
+
+def test_what_could_not_be_told_is_refused_when_the_class_is_made() -> None:
+    def columns(**options: Any) -> list[Column[Any]]:
+        return [Column("id", Integer, **options), Column("up", Integer)]
+
+    def projection(name: str, stream: str, *tables: Table) -> None:
+        members: dict[str, Any] = {f"t{i}": table for i, table in enumerate(tables)}
+        type(TableProjection)(name, (TableProjection,), members, name=name, changes=stream)
+
+    keyless = Table("told_keyless", TableProjection.metadata, *columns())
+    with pytest.raises(DefinitionError, match="primary key"):
+        projection("told-keyless", "projections/told-keyless", keyless)
+    parent = Table("told_parent", TableProjection.metadata, *columns(primary_key=True))
+    child = Table(
+        "told_child",
+        TableProjection.metadata,
+        Column("id", ForeignKey("told_parent.id", ondelete="CASCADE"), primary_key=True),
+    )
+    with pytest.raises(DefinitionError, match="CASCADE of a foreign key"):
+        projection("told-cascade", "projections/told-cascade", parent, child)
+    with pytest.raises(DefinitionError, match="control characters"):
+        projection("told-name", "projections/\n")
+    with pytest.raises(DefinitionError, match="belongs to"):
+        projection("told-taken", STREAM)
