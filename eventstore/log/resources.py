@@ -58,7 +58,7 @@ class Resources:
     def __init__(self, log: Log) -> None:
         self._log = log
         insert = _INSERT[log.engine.dialect.name]
-        self._add = insert(resources).on_conflict_do_nothing()
+        self._add = insert(resources).on_conflict_do_nothing().returning(_c.path)
         self._set = (
             update(resources)
             .where(_c.path == bindparam("_path"))
@@ -89,7 +89,7 @@ class Resources:
     def add(self, connection: Connection, new: Sequence[Resource]) -> bool:
         """Write resources whose paths were not found; False if another was quicker with one."""
         rows = [resource._asdict() for resource in new]
-        return bool(connection.execute(self._add, rows).rowcount == len(new))
+        return len(connection.execute(self._add, rows).all()) == len(new)
 
     def put(self, connection: Connection, changed: Sequence[Resource]) -> None:
         """Write resources that were found."""
