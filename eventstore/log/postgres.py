@@ -150,9 +150,14 @@ _ERASE: Final = """
         DELETE FROM eventstore_folds WHERE position >=
             (SELECT min(position) FROM eventstore_events WHERE stream_id = %(id)s))
     DELETE FROM eventstore_events WHERE stream_id = %(id)s AND version < %(version)s"""
+# Durable whatever the session's setting is: programs remember a type's id, and go on using it when a
+# crash of the server has lost the last commits.
 _NEW_TYPES: Final = """
+    WITH durable AS (
+        SELECT set_config('synchronous_commit', COALESCE(NULLIF(
+                   current_setting('synchronous_commit'), 'off'), 'local'), true))
     INSERT INTO eventstore_types (name, version)
-    SELECT * FROM unnest(%(names)s::text[], %(versions)s::int[])
+    SELECT t.* FROM durable, unnest(%(names)s::text[], %(versions)s::int[]) AS t
     ON CONFLICT (name, version) DO NOTHING"""
 
 

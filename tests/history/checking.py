@@ -12,6 +12,7 @@ in two: what had been answered when all was dead, and what began afterwards or i
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
@@ -106,13 +107,18 @@ def in_one_sequence(log: Sequence[Entry]) -> Iterator[str]:
 def follows(log: Sequence[Entry], seen: Sequence[Entry], after: int = 0) -> Iterator[str]:
     """What is wrong with what a follower was given, as the log is this one."""
     last = seen[-1].position if seen else after
-    due = [entry for entry in log if after < entry.position <= last]
-    if list(seen) != due:
+    begin, end = (bisect_right(log, at, key=_position) for at in (after, last))
+    due = log[begin:end]
+    if list(seen) != list(due):
         given, there = set(seen), set(due)
         yield (
             f"a follower from {after} to {last} missed {sorted(there - given)[:3]}, was given "
             f"{sorted(given - there)[:3]} that are not there, and {len(seen) - len(given)} twice"
         )
+
+
+def _position(entry: Entry) -> int:
+    return entry.position
 
 
 class _Checking:
@@ -165,6 +171,10 @@ class _Checking:
     def _there(self, op: str, attempts: list[Append]) -> Effect | None:
         """What an append has done, if its events are in the log; is that what was promised?"""
         acknowledged = [append for append in attempts if append.outcome == "acknowledged"]
+        if self._crash is not None and self._crash.may_lose:
+            # What was lost may have been done again afterwards, under its key.
+            later = [append for append in acknowledged if append.end > self._dead]
+            acknowledged = later or acknowledged
         receipts = {tuple(append.receipts) for append in acknowledged}
         if len(receipts) > 1:
             self.wrong.append(f"{op} has several receipts: {receipts}")
@@ -176,7 +186,8 @@ class _Checking:
         if all(append.outcome in ("refused", "not written") for append in attempts):
             self.wrong.append(f"{op} was told to be {attempts[-1].outcome}, and is there")
         parts = attempts[0].parts
-        effect = _effect(op, attempts, entries)
+        start = min(append.start for append in attempts)
+        effect = _effect(op, start, acknowledged, entries)
         torn = [entry.n for entry in entries] != list(range(sum(part.count for part in parts)))
         for part in parts:
             first, last = effect.versions.get(part.stream, (0, 0))
@@ -210,7 +221,8 @@ class _Checking:
             return
         first = min(lost, key=lambda effect: effect.end)
         for effect in answered:
-            if effect.op in self._entries and effect.start > first.end:
+            again = any(append.end > self._dead for append in self._attempts[effect.op])
+            if effect.op in self._entries and effect.start > first.end and not again:
                 self.wrong.append(f"{first.op} is lost, and {effect.op}, which came later, is not")
 
     # --- the order -------------------------------------------------------------------------------
@@ -238,7 +250,8 @@ class _Checking:
         for scan in seen.scans:
             last = scan.entries[-1].position if scan.entries else 0
             what = f"a reader of the log up to {last or scan.after}"
-            whole.append(Span(scan.start, scan.end, last, last or scan.after, what))
+            high = (last or scan.after) if scan.to_the_end else NEVER
+            whole.append(Span(scan.start, scan.end, last, high, what))
         for stream in spans.values():
             self.wrong += in_real_time(stream)
         self.wrong += in_real_time(whole)
@@ -294,19 +307,14 @@ def _receipt(attempts: list[Append]) -> Effect | None:
     return Effect(told.op, start, told.end, versions, (min(positions), max(positions)))
 
 
-def _effect(op: str, attempts: list[Append], entries: list[Entry]) -> Effect:
+def _effect(op: str, start: int, acknowledged: list[Append], entries: list[Entry]) -> Effect:
     """An append as the log has it."""
     versions: dict[str, tuple[int, int]] = {}
     for entry in entries:
         first, _ = versions.get(entry.stream, (entry.version, 0))
         versions[entry.stream] = (first, entry.version)
-    return Effect(
-        op,
-        min(append.start for append in attempts),
-        min((append.end for append in attempts if append.outcome == "acknowledged"), default=NEVER),
-        versions,
-        (entries[0].position, entries[-1].position),
-    )
+    end = min((append.end for append in acknowledged), default=NEVER)
+    return Effect(op, start, end, versions, (entries[0].position, entries[-1].position))
 
 
 def _allows(expected: int | str, version: int) -> bool:

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import itertools
 import os
+import threading
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Final, Literal, NamedTuple
 
@@ -19,6 +20,8 @@ from eventstore import Event, RecordedEvent
 
 #: Later than everything: the end of what has none.
 NEVER: Final = 2**62
+#: Bytes after which a recorder takes another file.
+MOST: Final = 100_000
 #: What became of an append, as its caller was told. Only the first is written for certain, only of
 #: the last nothing is known.
 Outcome = Literal["acknowledged", "refused", "not written", "unknown"]
@@ -77,12 +80,13 @@ class Read(msgspec.Struct, tag=True):
 
 
 class Scan(msgspec.Struct, tag=True):
-    """A read of the whole log, past a position up to its end."""
+    """A read of the whole log, past a position up to its end; or as far as a follower got."""
 
     after: int
     entries: list[Entry]
     start: int
     end: int
+    to_the_end: bool = True
 
 
 class _Begun(msgspec.Struct, tag=True):
@@ -120,10 +124,15 @@ def entry(record: RecordedEvent) -> Entry:
 
 
 class Recorder:
-    """Writes down what one process does. Safe for threads."""
+    """Writes down what one process does, in several files, as small ones fit on a full disk.
+
+    Safe for threads.
+    """
 
     def __init__(self, path: Path) -> None:
-        self._file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+        self._files = _files(path)
+        self._guard = threading.Lock()
+        self._open_next()
         self._numbers = itertools.count()
 
     def begin(self, op: str, parts: Sequence[Part]) -> int:
@@ -147,7 +156,20 @@ class Recorder:
         os.close(self._file)
 
     def _write(self, line: msgspec.Struct) -> None:
-        os.write(self._file, msgspec.json.encode(line) + b"\n")
+        written = msgspec.json.encode(line) + b"\n"
+        with self._guard:
+            if self._size > MOST:
+                os.close(self._file)
+                self._open_next()
+            self._size += os.write(self._file, written)
+
+    def _open_next(self) -> None:
+        self._file = os.open(next(self._files), os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+        self._size = 0
+
+
+def _files(path: Path) -> Iterator[Path]:
+    return (Path(f"{path}.{number}") for number in itertools.count())
 
 
 def recorded(paths: Iterable[Path]) -> History:
@@ -155,7 +177,8 @@ def recorded(paths: Iterable[Path]) -> History:
     history = History([], [], [])
     for path in paths:
         begun: dict[int, Append] = {}
-        for line in path.read_bytes().splitlines():
+        files = itertools.takewhile(Path.exists, _files(path))
+        for line in b"".join(file.read_bytes() for file in files).splitlines():
             match _decoder.decode(line):
                 case _Begun(number, append):
                     begun[number] = append
@@ -167,5 +190,15 @@ def recorded(paths: Iterable[Path]) -> History:
                 case Read() as read:
                     history.reads.append(read)
                 case Scan() as scan:
-                    history.scans.append(scan)
+                    _add(history.scans, scan)
     return history
+
+
+def _add(scans: list[Scan], scan: Scan) -> None:
+    """A follower writes down each event by itself: together they are one scan."""
+    last = scans[-1] if scans else None
+    if last is None or last.to_the_end or scan.to_the_end or last.entries[-1].position != scan.after:
+        scans.append(scan)
+    else:
+        last.entries += scan.entries
+        last.end = scan.end

@@ -136,6 +136,13 @@ def test_versions_that_were_lost_are_given_again_after_a_crash() -> None:
     assert check(history(X, Y, again, *seen), log, crash=Crash(100, True)) == ([], ["y"])
 
 
+def test_what_a_crash_has_lost_may_be_done_again_under_its_key() -> None:
+    again = Append("y", [Part(B, 1, "no stream")], 110, 120, "acknowledged", [(1, 3)])
+    log = [*LOG[:2], Entry(3, B, 1, "y", 0)]
+    assert check(history(X, Y, again), log, crash=Crash(100, True)) == ([], [])
+    assert any("several" in line for line in check(history(X, Y, again), log).wrong)
+
+
 def test_a_follower_that_misses_or_repeats_is_refused() -> None:
     assert list(follows(LOG, LOG[:3])) == []
     assert list(follows(LOG, LOG[1:], after=1)) == []
