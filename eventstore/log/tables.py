@@ -26,7 +26,7 @@ PREFIX: Final = "eventstore_"
 VERSION_TABLE: Final = "eventstore_alembic"
 
 #: The Alembic revision whose schema this module describes.
-REVISION: Final = "0003"
+REVISION: Final = "0004"
 
 metadata: Final = MetaData(
     naming_convention={
@@ -201,4 +201,56 @@ producers: Final = Table(
     Column("epoch", BigInteger, nullable=False),
     Column("seq", BigInteger, nullable=False),
     PrimaryKeyConstraint("path", "producer"),
+)
+
+#: Subscriptions made over HTTP: what was asked for, and the state of the wake (section 7 of the
+#: protocol). A row outlives its subscription, so that no generation is ever given twice.
+subscriptions: Final = Table(
+    "eventstore_subscriptions",
+    metadata,
+    Column("id", Name, primary_key=True),
+    Column("type", Name, nullable=False),
+    Column("pattern", Name),
+    Column("url", Name),  # of a webhook
+    Column("wake_stream", Name),
+    Column("lease_ttl", BigInteger, nullable=False),  # microseconds
+    Column("description", Text),
+    Column("digest", LargeBinary(32), nullable=False),  # of all that was asked for
+    Column("base_url", Name, nullable=False),  # of the streams, as receivers reach them
+    Column("local", Boolean, nullable=False),  # whether the webhook may be on this machine
+    Column("created_at", BigInteger, nullable=False),
+    Column("deleted", Boolean, nullable=False),
+    Column("generation", BigInteger, nullable=False),  # one more with each wake: the fence
+    Column("phase", Integer, nullable=False),
+    Column("wake_id", Name),
+    Column("holder", Name),
+    Column("lease_until", BigInteger),
+    Column("due_at", BigInteger),  # when somebody has to look at it, if nobody has before
+    Column("attempt", BigInteger, nullable=False),  # one more with each try to deliver
+    Column("failures", Integer, nullable=False),  # in a row
+    Index(None, "due_at"),
+)
+
+#: The streams of such a subscription, and up to where each is acknowledged.
+links: Final = Table(
+    "eventstore_links",
+    metadata,
+    Column("subscription", Name, nullable=False),
+    Column("path", Name, nullable=False),
+    Column("explicit", Boolean, nullable=False),
+    Column("matched", Boolean, nullable=False),  # by the pattern
+    Column("incarnation", BigInteger, nullable=False),
+    Column("acked", BigInteger, nullable=False),
+    PrimaryKeyConstraint("subscription", "path"),
+    Index(None, "path"),
+)
+
+#: Keys with which webhooks and tokens are signed.
+signing_keys: Final = Table(
+    "eventstore_signing_keys",
+    metadata,
+    Column("id", Name, primary_key=True),
+    Column("kind", Name, nullable=False),
+    Column("secret", LargeBinary, nullable=False),
+    Column("created_at", BigInteger, nullable=False),
 )
