@@ -79,6 +79,12 @@ def postgres_url(postgres_server: URL, _template: str) -> Iterator[str]:
     yield from _database(postgres_server, _template)
 
 
+@pytest.fixture(scope="module")
+def shared_postgres_url(postgres_server: URL, _template: str) -> Iterator[str]:
+    """A database with our tables for all tests of a module."""
+    yield from _database(postgres_server, _template)
+
+
 @pytest.fixture
 def empty_postgres_url(postgres_server: URL) -> Iterator[str]:
     """A fresh database with nothing in it."""

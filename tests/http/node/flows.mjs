@@ -90,6 +90,7 @@ const flows = {
       for (const event of batch.items) {
         state = applyEvent(state, event)
       }
+      if (!batch.items.length) return
       say({ state, types: batch.items.map((event) => event.type), checkpoint: batch.offset })
     })
     await res.closed
