@@ -6,13 +6,15 @@ import asyncio
 import logging
 from collections.abc import Iterable
 from typing import Final
+from urllib.parse import quote
 
 from eventstore.aggregate import Aggregate
 from eventstore.aio.hops import Hops
 from eventstore.errors import EventStoreError, LogLockedError, LogUnavailableError
-from eventstore.http.access import Authorize
+from eventstore.http.access import Authorize, LocalOnly, allow_all
 from eventstore.http.committing import Committer
 from eventstore.http.expiring import expire
+from eventstore.http.limits import Bodies, Limits, LiveReaders, Rates, client_of
 from eventstore.http.live import Hub
 from eventstore.http.problems import Problem
 from eventstore.http.reading import Reader
@@ -46,6 +48,7 @@ class DurableStreams:
     that the application has written, is read-only over HTTP, unless its class is `writable`: then
     each event is validated against its class, and `Stream-Expected-Version` may say at which
     version the stream must be (412 if it is not). **Stream-Seq** is compared per stream.
+    **Access.** Without `authorize` only requests from the same machine are allowed: `access`.
 
     Use it on one event loop, and close it with `aclose` where no server runs its lifespan.
     """
@@ -58,23 +61,35 @@ class DurableStreams:
         authorize: Authorize | None = None,
         writable: Iterable[type[Aggregate]] = (),
         long_poll_timeout: float = 20.0,
-        max_body_bytes: int = 16 * 1024 * 1024,
+        limits: Limits | None = None,
         origins: Iterable[str] = ("*",),
         is_public: bool = False,
+        base_url: str | None = None,
     ) -> None:
         """Nothing is opened or started before the first request.
 
+        `authorize` is asked about each stream that a request concerns; `allow_all` is one.
         `long_poll_timeout` is in seconds. `origins` are those whose pages may read (CORS). With
-        `is_public`, shared caches may keep what streams made over HTTP have answered; never what
-        aggregates have.
+        `is_public`, shared caches may keep what streams made over HTTP have answered, if everybody
+        may read them; never what aggregates have. `base_url` is what clients have in front of
+        `root`, where that is not what they send as Host: "https://shop.example/log".
         """
+        origins = tuple(origins)
+        limits = limits or Limits()
         self.store = store
         self._root = root.rstrip("/").encode()
         self._origins = Origins(origins)
-        self._authorize = authorize
+        self._authorize: Authorize | None = None
+        if authorize is not allow_all:
+            self._authorize = authorize or LocalOnly(origins, base_url)
+        self._base_url = None if base_url is None else base_url.rstrip("/")
         self._writable = tuple(writable)
         self._timeout = long_poll_timeout
-        self._max_body = max_body_bytes
+        self._bodies = Bodies(limits)
+        self._live_readers = LiveReaders(limits)
+        self._rates: Rates | None = None
+        if limits.requests_per_second is not None:
+            self._rates = Rates(limits.requests_per_second, limits.burst)
         self._is_public = is_public
         self._running: _Running | None = None
 
@@ -111,6 +126,8 @@ class DurableStreams:
         self, scope: Scope, receive: Receive, send: Send, origin: bytes | None
     ) -> Answer | None:
         """The answer to a request; None where it has been sent already."""
+        if self._rates is not None:
+            self._rates.take(client_of(scope))
         method = scope["method"]
         if method == "OPTIONS":
             headers = self._origins.preflight(origin)
@@ -121,14 +138,17 @@ class DurableStreams:
             raise Problem(404, "there is no such control API")
         if method in ("GET", "HEAD"):
             common = self._origins.common(origin)
-            return await running.streaming.answer(request, receive, send, common)
+            if "live" not in request.query:
+                return await running.streaming.answer(request, receive, send, common)
+            with self._live_readers.one(scope):
+                return await running.streaming.answer(request, receive, send, common)
         if method in ("PUT", "POST", "DELETE"):
             return await running.writing.answer(request, receive)
         raise Problem(405, f"{method} is not supported", {"Allow": "GET, HEAD, PUT, POST, DELETE"})
 
     def _encoded_path(self, scope: Scope) -> bytes:
         """The part of the path below the root, still encoded. Raises Problem (404)."""
-        raw: bytes = scope.get("raw_path") or scope["path"].encode()
+        raw: bytes = scope.get("raw_path") or quote(scope["path"]).encode()
         raw = raw.partition(b"?")[0]
         mounted = scope.get("root_path", "").encode()
         if mounted and raw.startswith(mounted):
@@ -143,6 +163,10 @@ class DurableStreams:
     def _run(self) -> _Running:
         if self._running is None:
             self._running = _Running(self)
+            if isinstance(self._authorize, LocalOnly):
+                logger.info("no authorize was given: only requests of this machine are allowed")
+            elif self._authorize is None:
+                logger.info("everybody who can reach this server may read and write its streams")
         return self._running
 
     async def _live(self, receive: Receive, send: Send) -> None:
@@ -178,7 +202,12 @@ class _Running:
         self.hub = Hub(log, self.hops, self.reader)
         self.committer = Committer(log, self.hops, self.hub.moved)
         self.writing = Writing(
-            self.committer, app._authorize, app._writable, app._max_body, app._root.decode()
+            self.committer,
+            app._authorize,
+            app._writable,
+            app._bodies,
+            app._root.decode(),
+            app._base_url,
         )
         self.streaming = Streaming(
             self.hub,

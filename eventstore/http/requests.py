@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from datetime import UTC, datetime
 from functools import lru_cache
 from typing import Final, NamedTuple
-from urllib.parse import parse_qsl, unquote_to_bytes
+from urllib.parse import parse_qsl, quote, unquote_to_bytes
 
 from eventstore.errors import InvalidNameError
 from eventstore.http.problems import Problem
-from eventstore.http.responses import Receive, Scope
+from eventstore.http.responses import Scope
 from eventstore.names import check_stream_name
 
 _WHOLE: Final = re.compile(rb"0|[1-9][0-9]{0,15}")
+#: Headers that may come once, with `Stream-*` and `Producer-*`.
+_SINGLE: Final = frozenset(
+    {b"authorization", b"content-length", b"content-type", b"host", b"origin"}
+)
 #: The largest whole number that JavaScript has exactly.
 LARGEST: Final = 2**53 - 1
 _RFC_3339: Final = re.compile(
@@ -24,16 +29,20 @@ _RFC_3339: Final = re.compile(
 class Request:
     """One request for a stream."""
 
-    __slots__ = ("headers", "method", "path", "query", "scope")
+    __slots__ = ("headers", "held", "method", "path", "query", "scope")
 
     def __init__(self, scope: Scope, path: str) -> None:
-        """Raises Problem (400) for parameters that cannot be read."""
+        """Raises Problem (400) for parameters and headers that cannot be read."""
         self.scope = scope
         self.method: str = scope["method"]
         #: The stream's path below the root, decoded.
         self.path = path
         self.headers: dict[bytes, bytes] = dict(scope["headers"])
+        if len(self.headers) != len(scope["headers"]):
+            _check_repeated(scope["headers"])
         self.query = _query(scope["query_string"])
+        #: Bytes of its body, if they are many: see `limits.Bodies`.
+        self.held = 0
 
     def header(self, name: bytes) -> str | None:
         """A header's value; its name in lower case."""
@@ -57,6 +66,20 @@ class Request:
     def closes(self) -> bool:
         """Whether it closes the stream. Any value but `true` is as none (section 4.1)."""
         return self.headers.get(b"stream-closed", b"").lower() == b"true"
+
+
+def base_url(scope: Scope, given: str | None) -> str:
+    """What is in front of the root in URLs that clients are told: `given`, or as they have it.
+
+    Without a Host it is only a path.
+    """
+    if given is not None:
+        return given
+    host = next((value for name, value in scope["headers"] if name == b"host"), None)
+    mounted = quote(scope.get("root_path", ""))
+    if host is None:
+        return mounted
+    return f"{scope.get('scheme', 'http')}://{host.decode('latin-1')}{mounted}"
 
 
 class Producing(NamedTuple):
@@ -140,34 +163,14 @@ def stream_path(encoded: bytes) -> str:
     return path
 
 
+def _check_repeated(headers: Iterable[tuple[bytes, bytes]]) -> None:
+    """Refuse a request that says one thing twice: who reads it first and who last would differ."""
+    seen: set[bytes] = set()
+    for name, _ in headers:
+        if name in seen and (name in _SINGLE or name.startswith((b"stream-", b"producer-"))):
+            raise Problem(400, f"the header {name.decode('latin-1').title()} is given twice")
+        seen.add(name)
+
+
 class Disconnected(Exception):
     """The client has gone before it has sent its request."""
-
-
-async def body_of(receive: Receive, limit: int) -> bytes:
-    """The body of a request. Raises Problem (413) past the limit, Disconnected."""
-    message = await receive()
-    if message["type"] == "http.disconnect":
-        raise Disconnected
-    body: bytes = message.get("body", b"")
-    if not message.get("more_body", False):
-        if len(body) > limit:
-            raise _too_large(limit)
-        return body
-    parts = [body]
-    size = len(body)
-    while message.get("more_body", False):
-        if size > limit:
-            raise _too_large(limit)
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            raise Disconnected
-        parts.append(message.get("body", b""))
-        size += len(parts[-1])
-    if size > limit:
-        raise _too_large(limit)
-    return b"".join(parts)
-
-
-def _too_large(limit: int) -> Problem:
-    return Problem(413, f"the body is larger than {limit} bytes", {"Connection": "close"})

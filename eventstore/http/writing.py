@@ -10,10 +10,11 @@ from eventstore.aggregate import Aggregate
 from eventstore.http.access import Authorize, Operation, check, check_path
 from eventstore.http.commands import Append, Create, Delete, Source
 from eventstore.http.committing import Committer
+from eventstore.http.limits import Bodies
 from eventstore.http.messages import BYTES, JSON, media_type, new_events, split
 from eventstore.http.offsets import parsed
 from eventstore.http.problems import Problem
-from eventstore.http.requests import Request, body_of, expiry, producing, stream_path
+from eventstore.http.requests import Request, base_url, expiry, producing, stream_path
 from eventstore.http.responses import Answer, Receive
 from eventstore.http.transaction import not_writable
 from eventstore.http.validating import validated
@@ -31,28 +32,34 @@ class Writing:
         committer: Committer,
         authorize: Authorize | None,
         writable: Iterable[type[Aggregate]],
-        max_body: int,
+        bodies: Bodies,
         root: str,
+        base_url: str | None,
     ) -> None:
         self._committer = committer
         self._authorize = authorize
         self._writable = tuple(writable)
-        self._max_body = max_body
+        self._bodies = bodies
         self._root = root
+        self._base_url = base_url
 
     async def answer(self, request: Request, receive: Receive) -> Answer:
         """Do what is asked. Raises Problem, Disconnected, LogError."""
-        if request.method == "POST":
-            return await self._append(request, receive)
-        if request.method == "PUT":
-            return await self._create(request, receive)
-        return await self._delete(request)
+        try:
+            if request.method == "POST":
+                return await self._append(request, receive)
+            if request.method == "PUT":
+                return await self._create(request, receive)
+            return await self._delete(request)
+        finally:
+            if request.held:
+                self._bodies.release(request)
 
     # --- the three -----------------------------------------------------------------------------
 
     async def _append(self, request: Request, receive: Receive) -> Answer:
         await check(self._authorize, request, Operation.APPEND)
-        body = await body_of(receive, self._max_body)
+        body = await self._bodies.read(request, receive)
         cls = self._class(request.path)
         closes = request.closes
         media: str | None = None
@@ -88,7 +95,7 @@ class Writing:
         if source is not None:
             await check_path(self._authorize, request, source.path, Operation.READ)
         ttl, expires_at = expiry(request)
-        body = await body_of(receive, self._max_body)
+        body = await self._bodies.read(request, receive)
         cls = self._class(request.path)
         content_type = _content_type(request)
         events: Sequence[NewEvent] = ()
@@ -161,10 +168,7 @@ class Writing:
 
     def _url(self, request: Request) -> str:
         """The URL of the request's stream, as its client knows it."""
-        scope = request.scope
-        host = request.header(b"host")
-        path = f"{scope.get('root_path', '')}{self._root}/{quote(request.path)}"
-        return path if host is None else f"{scope.get('scheme', 'http')}://{host}{path}"
+        return f"{base_url(request.scope, self._base_url)}{self._root}/{quote(request.path)}"
 
 
 def _content_type(request: Request) -> str | None:
