@@ -5,9 +5,11 @@ from __future__ import annotations
 import logging
 import threading
 from collections import OrderedDict
-from datetime import datetime
+from datetime import date, datetime, timedelta
+from decimal import Decimal
 from functools import cache
-from typing import Any, TypeVar
+from typing import Any, Final, TypeAlias, TypeVar
+from uuid import UUID
 
 import msgspec
 
@@ -97,21 +99,32 @@ def state_codec(cls: type[Stateful]) -> StateCodec:
     return StateCodec(cls)
 
 
-def crosses(every: int | None, before: int, after: int) -> bool:
+def crosses(every: int, before: int, after: int) -> bool:
     """Whether the policy wants a snapshot when a stream goes from one version to another."""
-    return every is not None and before // every != after // every
+    return before // every != after // every
+
+
+_fields = cache(state_fields)
+
+#: The types of values that many may share. Of these alone, a state needs no bytes: a quarter of
+#: the time.
+_UNCHANGING: Final = frozenset(
+    {int, str, bool, float, bytes, type(None), Decimal, UUID, datetime, date, timedelta}
+)
+State: TypeAlias = tuple[Any, ...] | bytes
 
 
 class AggregateCache:
     """The latest known state of the aggregates used last, at most `size` of them.
 
-    It holds bytes, so that no two callers ever share an instance. Safe for threads.
+    It holds values that nothing can change, or else bytes: no two callers share anything that one
+    of them could change for the other. Safe for threads.
     """
 
     def __init__(self, size: int) -> None:
         self._size = size
         self._lock = threading.Lock()
-        self._kept: OrderedDict[tuple[type[Aggregate], str], tuple[int, bytes]] = OrderedDict()
+        self._kept: OrderedDict[tuple[type[Aggregate], str], tuple[int, State]] = OrderedDict()
 
     def get(self, cls: type[S], id: str) -> S | None:
         """An aggregate as it was when it was put here; events may have followed."""
@@ -120,23 +133,31 @@ class AggregateCache:
             if kept is None:
                 return None
             self._kept.move_to_end((cls, id))
-        version, encoded = kept
+        version, state = kept
         aggregate = blank(cls, id)
-        if not state_codec(cls).restore(aggregate, encoded):
+        if isinstance(state, tuple):
+            for field, value in zip(_fields(cls), state, strict=True):
+                setattr(aggregate, field, value)
+        elif not state_codec(cls).restore(aggregate, state):
             return None
         aggregate.version = version
         return aggregate
 
     def put(self, aggregate: Aggregate) -> None:
         """Keep an aggregate's state, unless a later one is kept already."""
-        encoded = state_codec(type(aggregate)).encode(aggregate)
-        if encoded is None:
+        values = [getattr(aggregate, field) for field in _fields(type(aggregate))]
+        state: State | None
+        if _UNCHANGING.issuperset(map(type, values)):
+            state = tuple(values)
+        else:
+            state = state_codec(type(aggregate)).encode(aggregate)
+        if state is None:
             return
         key = (type(aggregate), aggregate.id)
         with self._lock:
             kept = self._kept.get(key)
             if kept is None or kept[0] <= aggregate.version:
-                self._kept[key] = (aggregate.version, encoded)
+                self._kept[key] = (aggregate.version, state)
                 self._kept.move_to_end(key)
             if len(self._kept) > self._size:
                 self._kept.popitem(last=False)

@@ -76,7 +76,9 @@ class EventStore(FollowingStore):
     - `lock_timeout`: seconds that a write waits for SQLite's one writer.
     - `read_timeout`: seconds that a read of the whole log waits for open transactions that
       could still commit below its end (PostgreSQL only).
-    - `cache`: how many aggregates to keep in memory, so that a load reads newer events only.
+    - `cache`: how many aggregates to keep in memory, so that a load reads newer events only, and
+      `transact` none unless others have appended to the stream meanwhile. It may then run the
+      command once more.
     - `max_event_bytes`: the most bytes that a payload, or metadata, may take.
     - `max_attempts`: how often `transact` tries before it gives a conflict to its caller.
     - `clock`: the source of `recorded_at`, for tests; the machine's (SQLite) or the server's
@@ -161,18 +163,17 @@ class EventStore(FollowingStore):
         joined: Connection | None,
     ) -> bool:
         """Save; False if it had been done already under the key."""
-        changed = [aggregate for aggregate in aggregates if aggregate._pending]
+        changed: list[Aggregate] = []
+        writes: list[base.Write] = []
+        carried = metadata.current()
+        for aggregate in aggregates:
+            if aggregate._pending:
+                stream = aggregate.__stream__.stream(aggregate.id)
+                new = self._codec.new_events(aggregate._pending, carried)
+                writes.append(base.Write(stream, new, aggregate.version))
+                changed.append(aggregate)
         if not changed:
             return True
-        carried = metadata.current()
-        writes = [
-            base.Write(
-                type(aggregate).__stream__.stream(aggregate.id),
-                self._codec.new_events(aggregate._pending, carried),
-                aggregate.version,
-            )
-            for aggregate in changed
-        ]
         receipts = self._append(
             writes, key=key, recorded_at=micros_of(recorded_at), connection=joined
         )
@@ -183,7 +184,8 @@ class EventStore(FollowingStore):
         for aggregate, receipt in zip(changed, receipts, strict=True):
             before, aggregate.version = aggregate.version, receipt.version
             aggregate._pending.clear()
-            if crosses(aggregate.__snapshot_every__, before, receipt.version):
+            every = aggregate.__snapshot_every__
+            if every is not None and crosses(every, before, receipt.version):
                 self._keep_snapshot(aggregate, receipt.position, receipt.recorded_at, joined)
             if self._cache is not None and joined is None:
                 self._cache.put(aggregate)
@@ -251,6 +253,11 @@ class EventStore(FollowingStore):
     def _transact(
         self, key: str | None, cls: type[S], id: str, command: Callable[[S], R]
     ) -> tuple[R, bool]:
+        aggregate = self._cached(cls, id)
+        if aggregate is not None:
+            done = self._guess(key, aggregate, command)
+            if done is not None:
+                return done
         attempt = 1
         while True:
             aggregate = self.load(cls, id)
@@ -262,6 +269,25 @@ class EventStore(FollowingStore):
                     raise
             time.sleep(random.uniform(0, min(0.1, 0.001 * 2**attempt)))
             attempt += 1
+
+    def _guess(
+        self, key: str | None, aggregate: S, command: Callable[[S], R]
+    ) -> tuple[R, bool] | None:
+        """A command on an aggregate that nobody may have changed meanwhile, without a look.
+
+        Only a save can tell. None if there is none, or if it finds another version: the command's
+        outcome does not count then, nor does its error.
+        """
+        try:
+            result = command(aggregate)
+        except Exception:
+            return None
+        if not aggregate._pending:
+            return None
+        try:
+            return result, self._save((aggregate,), key, None, None)
+        except WrongExpectedVersionError:
+            return None
 
     def delete(self, cls: type[Aggregate], id: str, *, expected: Expected = ANY) -> None:
         """Delete an aggregate's stream: see `delete_stream`."""

@@ -129,6 +129,8 @@ class InStep:
 
         Raises HandlerError, with nothing written, where one of them fails.
         """
+        if self._checked and not self._members:
+            return self._log.append(writes, key=key, recorded_at=recorded_at, connection=connection)
         if connection is not None and not self._checked:
             _begin_writing(connection)
         self._check(connection)

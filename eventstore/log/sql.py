@@ -125,7 +125,7 @@ class Transaction(Borrowed):
             except BaseException as failure:
                 self._fail(failure)
                 raise
-            self._log.give(self.seat)
+            self._log.put_back(self.seat)  # COMMIT has left the cursor tidy
         else:
             self._fail(error)
 
@@ -552,6 +552,10 @@ class SqlLog(ABC):
             seat.cursor.close()
             return
         self.tidy(seat)
+        self.put_back(seat)
+
+    def put_back(self, seat: Seat) -> None:
+        """The same for a seat of our own that is tidy."""
         if not self._kept.give(seat):
             self._leave(seat)
         elif self._closed:  # meanwhile

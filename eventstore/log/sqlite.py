@@ -167,6 +167,8 @@ class SqliteLog(SqlLog):
             if first is not None:
                 return first
         now = self._clock() if recorded_at is None else recorded_at
+        if len(writes) == 1 and key is None:
+            return (self._append(cursor, writes[0], now, new_types),)
         if len(writes) > 1:
             names = self.list_value(write.stream for write in writes)
             now = max(now, cursor.execute(_LATEST, (names,)).fetchone()[0] or 0)
@@ -218,14 +220,16 @@ class SqliteLog(SqlLog):
             self._refuse(cursor, write)
             raise LogError(f"stream {stream!r} changed while this connection held the write lock")
         stream_id, version, moment = head
-        type_ids = self._type_ids
-        rows = []
-        for number, (type, data, id, metadata) in enumerate(new, version - count + 1):
-            type_id = type_ids.get(type) or self._type_id(cursor, type, new_types)
-            rows.append((stream_id, number, type_id, moment, id, data, metadata))
+        known = self._type_ids
         if count > 1:
-            cursor.executemany(_EVENT, rows[:-1])
-        cursor.execute(_EVENT, rows[-1])
+            rows = []
+            for number, (type, data, id, metadata) in enumerate(new[:-1], version - count + 1):
+                type_id = known.get(type) or self._type_id(cursor, type, new_types)
+                rows.append((stream_id, number, type_id, moment, id, data, metadata))
+            cursor.executemany(_EVENT, rows)
+        type, data, id, metadata = new[-1]
+        type_id = known.get(type) or self._type_id(cursor, type, new_types)
+        cursor.execute(_EVENT, (stream_id, version, type_id, moment, id, data, metadata))
         return Receipt(stream, version, cursor.lastrowid, moment)
 
     def _type_id(self, cursor: Any, type: EventType, new_types: dict[EventType, int]) -> int:
