@@ -27,7 +27,7 @@ EventStoreError
 │   ├── LogReadOnlyError            it cannot be written to; nothing was written
 │   ├── LogUnavailableError         it went away; `.outcome` says what became of the append
 │   ├── LogStalledError             a reader waits for a writer that does not end
-│   └── CheckpointAheadError        a checkpoint lies beyond the end of the log
+│   └── CheckpointAheadError        a checkpoint is not of this log, or lies beyond its end
 ├── FollowerError                about one follower of the log: a projection or an event handler
 │   ├── ProjectionChangedError      its code changed and its version did not
 │   ├── ProjectionOutdatedError     its tables are those of another version: rebuild it
@@ -334,18 +334,25 @@ class LogStalledError(LogError):
 
 
 class CheckpointAheadError(LogError):
-    """A checkpoint lies beyond the end of the log, so the log is not the one it was made from.
+    """A checkpoint lies beyond what is left of the log that it was made from.
 
     An older log was restored, or it is another one: going on would skip what is appended next.
-    `.position` is the checkpoint, `.head` the log's last position.
+    `.position` is the checkpoint, `.head` the log's last position. `.is_replaced` says that the
+    log has grown again, so that another event stands there.
     """
 
-    def __init__(self, position: int, head: int) -> None:
+    def __init__(self, position: int, head: int, *, is_replaced: bool = False) -> None:
         self.position = position
         self.head = head
+        self.is_replaced = is_replaced
+        problem = (
+            f"the event at position {position} is not the one that the checkpoint was made from"
+            if is_replaced
+            else f"position {position} lies beyond the end of the log ({head})"
+        )
         super().__init__(
-            f"position {position} lies beyond the end of the log ({head}): was an older log "
-            "restored? Begin again from a position that is there (a projection: rebuild it)"
+            f"{problem}: was an older log restored? Begin again from a position that was there "
+            "before the backup (a projection: rebuild it)"
         )
 
 

@@ -12,7 +12,6 @@ import msgspec
 from eventstore.errors import DefinitionError, EventNameTakenError, InvalidEventError
 from eventstore.metadata import Metadata
 from eventstore.moments import from_micros
-from eventstore.names import aggregate_id
 
 Payload: TypeAlias = dict[str, Any]
 U = TypeVar("U", bound=Callable[[Payload], Payload])
@@ -272,6 +271,8 @@ class RecordedEvent(msgspec.Struct, eq=False, gc=False):
     schema_version: int
     #: The stored payload, UTF-8 JSON.
     data: bytes
+    #: The id of the aggregate whose stream this is.
+    aggregate_id: str
     _id: bytes
     _micros: int
     _metadata: bytes | None
@@ -309,9 +310,9 @@ class RecordedEvent(msgspec.Struct, eq=False, gc=False):
         return Metadata.stored(self._metadata)
 
     @property
-    def aggregate_id(self) -> str:
-        """The id of the aggregate whose stream this is."""
-        return aggregate_id(self.stream)
+    def checkpoint(self) -> str:
+        """Its place in this very log, as text: where to resume, `subscribe(after=...)`."""
+        return f"{self.position}:{self._id.hex()}"
 
     def __repr__(self) -> str:
         return (

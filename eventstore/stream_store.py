@@ -217,7 +217,7 @@ class StreamStore:
 
     def subscribe(
         self,
-        after: int = 0,
+        after: int | str = 0,
         *,
         categories: Iterable[type[Aggregate] | str] | None = None,
         types: Iterable[type[Event] | str] | None = None,
@@ -227,6 +227,9 @@ class StreamStore:
             with store.subscribe(after=checkpoint) as subscription:
                 for event in subscription:
                     ...
+                    checkpoint = event.checkpoint
+
+        A checkpoint, unlike a position, tells when an older log was restored in the meantime.
 
         Unlike `read_all` it never raises LogStalledError: it goes on when the open transactions
         have ended, and `why_stalled` names them meanwhile. Raises CheckpointAheadError, LogError.

@@ -9,13 +9,9 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Final, Self
 
+from eventstore.checkpoints import Mark, check_mark, mark
 from eventstore.codec import Codec
-from eventstore.errors import (
-    CheckpointAheadError,
-    InvalidArgumentError,
-    LogLockedError,
-    LogUnavailableError,
-)
+from eventstore.errors import LogLockedError, LogUnavailableError
 from eventstore.event import RecordedEvent
 from eventstore.log.base import Bounds, Frontier, Log, Row, Wanted
 from eventstore.log.signal import Signal
@@ -131,28 +127,39 @@ class Subscription(Iterator[RecordedEvent]):
     """Everything past a position in the log's order, then what is appended, until stopped.
 
     Nothing is missed, repeated or out of order, whoever writes at the same time. While the database
-    is away the iteration waits for it. Use it as a context manager, so that what watches for other
-    processes' commits ends with it. Only `stop`, `position` and `why_stalled` are for other threads
-    than the one that iterates.
+    is away the iteration waits for it; if it comes back without what was read last, that is told by
+    CheckpointAheadError. Use it as a context manager, so that what watches for other processes'
+    commits ends with it. Only `stop`, `position` and `why_stalled` are for other threads than the
+    one that iterates.
     """
 
-    def __init__(self, log: Log, codec: Codec, after: int, wanted: Wanted) -> None:
+    def __init__(self, log: Log, codec: Codec, after: int | str, wanted: Wanted) -> None:
         """Raises InvalidArgumentError, CheckpointAheadError, LogError."""
-        check_checkpoint(log, after)
+        self._mark = mark(after)
+        check_mark(log, self._mark)
         self._log = log
         self._codec = codec
         self._wanted = wanted
         self._tail = Tail(log)
-        self._position = after
+        self._position = self._mark.position
         self._rows: Sequence[Row] = ()
         self._next = 0  # of the rows
-        self._read = after  # up to here, nothing is wanted but the rows
+        self._read = self._position  # up to here, nothing is wanted but the rows
         self._failures = 0
+        self._was_away = False
 
     @property
     def position(self) -> int:
         """The last position that was given, or passed over: where to resume, as `after`."""
         return self._position
+
+    @property
+    def checkpoint(self) -> str:
+        """Where to resume, as `after`: the last event that was given, in this very log.
+
+        Unlike a position it is noticed when an older log was restored in between.
+        """
+        return str(self._mark)
 
     def stop(self) -> None:
         """End the iteration, now or when its next event is asked for.
@@ -201,6 +208,7 @@ class Subscription(Iterator[RecordedEvent]):
         try:
             event = self._step()
         except (LogUnavailableError, LogLockedError) as error:
+            self._was_away = self._was_away or isinstance(error, LogUnavailableError)
             first, longest = _AWAY
             pause = min(first * 2 ** min(self._failures, 9), longest)
             self._failures += 1
@@ -222,7 +230,13 @@ class Subscription(Iterator[RecordedEvent]):
             event = self._codec.record(row)
             self._next += 1
             self._position = row.position
+            self._mark = Mark(row.position, row.id)
             return event
+        if self._was_away:
+            # It may have come back as it was earlier: begin again where that can be told.
+            check_mark(self._log, self._mark)
+            self._read = self._mark.position
+            self._was_away = False
         self._position = self._read
         until = self._tail.certain()
         if until <= self._position:
@@ -234,18 +248,3 @@ class Subscription(Iterator[RecordedEvent]):
         self._rows, self._next = rows, 0
         self._read = until if len(rows) < PAGE else rows[-1].position
         return None
-
-
-def check_checkpoint(log: Log, after: int) -> None:
-    """Raise for a position that the log cannot have given to anybody.
-
-    InvalidArgumentError, CheckpointAheadError, LogError.
-    """
-    if not isinstance(after, int) or after < 0:  # pyright: ignore[reportUnnecessaryIsInstance]
-        raise InvalidArgumentError("after", after, "positions are whole numbers from 0")
-    if after:
-        # The last row, and not the frontier: another process may have known more than this one.
-        last = log.read_all(0, Bounds(), limit=1, backwards=True)
-        head = last[0].position if last else 0
-        if after > head:
-            raise CheckpointAheadError(after, head)

@@ -212,7 +212,7 @@ class AsyncEventStore:
 
     def subscribe(
         self,
-        after: int = 0,
+        after: int | str = 0,
         *,
         categories: Iterable[type[Aggregate] | str] | None = None,
         types: Iterable[type[Event] | str] | None = None,

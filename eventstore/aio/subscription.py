@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Iterable
 from types import TracebackType
 from typing import TYPE_CHECKING, Final, Self
 
+from eventstore.checkpoints import Mark, check_mark, mark
 from eventstore.codec import recorded
 from eventstore.errors import (
     EventStoreError,
@@ -19,7 +20,7 @@ from eventstore.errors import (
 from eventstore.event import RecordedEvent
 from eventstore.log.base import Bounds, Log, Wanted
 from eventstore.names import category_of
-from eventstore.subscriptions import Stall, Tail, check_checkpoint
+from eventstore.subscriptions import Stall, Tail
 
 if TYPE_CHECKING:
     from eventstore.aio.store import AsyncEventStore
@@ -49,6 +50,7 @@ class Live:
         self._waiting: set[asyncio.Future[None]] = set()
         self._readers = 0
         self._events: deque[RecordedEvent] = deque()
+        self._was_away = False
         #: All events past `floor` and up to `end` are among those that are kept.
         self.floor = 0
         self.end = 0
@@ -130,29 +132,35 @@ class Live:
     def _follow(self, tail: Tail) -> None:
         try:
             with tail:
-                position = -1
+                place = Mark(-1)
                 while not tail.stopped:
-                    position = self._step(tail, position)
+                    place = self._step(tail, place)
         except EventStoreError as error:
             self._post(self._failed, tail, error)
 
-    def _step(self, tail: Tail, position: int) -> int:
+    def _step(self, tail: Tail, place: Mark) -> Mark:
         try:
+            if self._was_away:  # it may have come back as it was earlier
+                check_mark(self._log, place)
+                self._was_away = False
             end = tail.certain()
-            if position < 0 or end - position > 10 * RECENT:
+            if place.position < 0 or end - place.position > 10 * RECENT:
                 # Nothing is kept of what is long past: readers catch up by themselves.
+                last = self._log.read_all(0, Bounds(position=end), limit=1, backwards=True)
                 self._post(self._moved, tail, end, end, [])
-                return end
-            while position < end:
+                return Mark(end, last[0].id if last else None)
+            while place.position < end:
                 bounds = Bounds(position=end)
-                rows = self._log.read_all(position, bounds, limit=RECENT)
+                rows = self._log.read_all(place.position, bounds, limit=RECENT)
                 records = [recorded(row, self._log.event_type(row.type)) for row in rows]
                 position = end if len(rows) < RECENT else rows[-1].position
                 self._post(self._moved, tail, None, position, records)
+                place = Mark(position, rows[-1].id if rows else place.id)
             tail.wait(end, _BREATH)
-        except (LogUnavailableError, LogLockedError):
+        except (LogUnavailableError, LogLockedError) as error:
+            self._was_away = self._was_away or isinstance(error, LogUnavailableError)
             tail.rest(_AWAY)
-        return position
+        return place
 
     def _post(self, call: object, *arguments: object) -> None:
         try:
@@ -194,14 +202,15 @@ class AsyncSubscription(AsyncIterator[RecordedEvent]):
     `stop`, ends the iteration.
     """
 
-    def __init__(self, store: AsyncEventStore, after: int, wanted: Wanted) -> None:
+    def __init__(self, store: AsyncEventStore, after: int | str, wanted: Wanted) -> None:
         self._store = store
         self._wanted = wanted
         self._types = None if wanted.types is None else frozenset(wanted.types)
         self._categories = None if wanted.categories is None else frozenset(wanted.categories)
         self._records: deque[RecordedEvent] = deque()
-        self._position = after
-        self._read = after
+        self._mark = mark(after)
+        self._position = self._read = self._mark.position
+        self._was_away = False
         self._live: Live | None = None
         self._stopped = False
 
@@ -209,6 +218,11 @@ class AsyncSubscription(AsyncIterator[RecordedEvent]):
     def position(self) -> int:
         """The last position that was given, or passed over: where to resume, as `after`."""
         return self._position
+
+    @property
+    def checkpoint(self) -> str:
+        """Where to resume, as `after`: the last event that was given, in this very log."""
+        return str(self._mark)
 
     def stop(self) -> None:
         """End the iteration. On the loop's own thread."""
@@ -233,6 +247,7 @@ class AsyncSubscription(AsyncIterator[RecordedEvent]):
             if self._records:
                 record = self._records.popleft()
                 self._position = record.position
+                self._mark = Mark(record.position, record._id)
                 return record
             self._position = self._read
             await self._progress(live)
@@ -241,7 +256,7 @@ class AsyncSubscription(AsyncIterator[RecordedEvent]):
     async def _begin(self) -> Live:
         if self._live is None:
             store = await self._store._opened()
-            await self._store._hops.run(check_checkpoint, store.log, self._position)
+            await self._store._hops.run(check_mark, store.log, self._mark)
             self._live = self._store._followed(store)
             self._live.enter()
         return self._live
@@ -258,7 +273,8 @@ class AsyncSubscription(AsyncIterator[RecordedEvent]):
             end = live.end
             try:
                 records = await self._store._hops.run(self._page, end)
-            except (LogUnavailableError, LogLockedError):
+            except (LogUnavailableError, LogLockedError) as error:
+                self._was_away = self._was_away or isinstance(error, LogUnavailableError)
                 await asyncio.sleep(_AWAY)
                 return
             self._records.extend(records)
@@ -266,6 +282,10 @@ class AsyncSubscription(AsyncIterator[RecordedEvent]):
 
     def _page(self, end: int) -> list[RecordedEvent]:
         log, bounds = self._store.sync.log, Bounds(position=end)
+        if self._was_away:
+            check_mark(log, self._mark)
+            self._read = self._mark.position
+            self._was_away = False
         rows = log.read_all(self._read, bounds, limit=_PAGE, wanted=self._wanted)
         return [recorded(row, log.event_type(row.type)) for row in rows]
 

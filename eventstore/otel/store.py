@@ -222,7 +222,7 @@ class ObservedStore(EventStore):
 
     def subscribe(
         self,
-        after: int = 0,
+        after: int | str = 0,
         *,
         categories: Iterable[type[Aggregate] | str] | None = None,
         types: Iterable[type[Event] | str] | None = None,
@@ -275,7 +275,7 @@ class ObservedAsyncStore(AsyncEventStore):
 
     def subscribe(
         self,
-        after: int = 0,
+        after: int | str = 0,
         *,
         categories: Iterable[type[Aggregate] | str] | None = None,
         types: Iterable[type[Event] | str] | None = None,
