@@ -1,13 +1,15 @@
 """Messages: a request's body as events of the log, and events as the bytes of a response.
 
-A message is kept to the letter, as one event. A JSON message that has the shape of an event of ours
-is an event of that type, so that an aggregate can be folded from it (`codec.ENVELOPED`); any other
-has the type `$json`, and a piece of a stream of bytes `$bytes`. What the application has written
-itself is wrapped in an envelope when it is read.
+Messages are kept to the letter. A JSON message that has the shape of an event of ours is an event
+of that type, so that an aggregate can be folded from it (`codec.ENVELOPED`). Others are an event
+together, as they came in one request: of the type `$json` for one message, `$batch` for the array
+of several, `$bytes` for a piece of a stream of bytes. What the application has written itself is
+put in an envelope when it is read.
 """
 
 from __future__ import annotations
 
+import enum
 from collections.abc import Iterable, Sequence
 from typing import Any, Final
 from uuid import UUID
@@ -23,8 +25,8 @@ JSON: Final = "application/json"
 BYTES: Final = "application/octet-stream"
 
 _JSON_MESSAGE: Final = EventType("$json", 1)
+_BATCH: Final = EventType("$batch", 1)
 _PIECE: Final = EventType("$bytes", 1)
-_VERBATIM: Final = frozenset({_JSON_MESSAGE.name, _PIECE.name})
 
 _elements: Final = msgspec.json.Decoder(list[msgspec.Raw]).decode
 _element: Final = msgspec.json.Decoder(msgspec.Raw).decode
@@ -54,34 +56,49 @@ def is_text(media: str) -> bool:
     return media == JSON or media.startswith("text/")
 
 
-def split(body: bytes, media: str) -> list[bytes]:
-    """The messages of a body; of JSON, those of an array, one level deep. Raises Problem (400)."""
-    if media != JSON or not body:
-        return [body] if body else []
+def events_of(body: bytes, media: str) -> list[NewEvent]:
+    """The events that a body becomes; none, for an empty one. Raises Problem (400)."""
+    if not body:
+        return []
+    if media != JSON:
+        return [NewEvent(_PIECE, body, new_ids(1)[0])]
+    text = body.strip(b" \t\r\n")
+    messages = json_messages(text)
+    if b'"type"' in text and b'"data"' in text:
+        ids = new_ids(len(messages))
+        return [_event(bytes(one), id) for one, id in zip(messages, ids, strict=True)]
+    return batch(messages, text)
+
+
+def json_messages(text: bytes) -> Sequence[msgspec.Raw]:
+    """The messages of a JSON text: those of an array, one level deep. Raises Problem (400)."""
     try:
-        if not body.isascii():
-            body.decode("utf-8")
-        if body.lstrip(b" \t\r\n")[:1] == b"[":
-            return list(map(bytes, _elements(body)))
-        return [bytes(_element(body)).strip(b" \t\r\n")]
+        if not text.isascii():
+            text.decode("utf-8")
+        if text.lstrip(b" \t\r\n")[:1] == b"[":
+            return _elements(text)
+        return [_element(text)] if text else []
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise Problem(400, f"the body is not valid JSON: {error}") from None
 
 
-def new_events(messages: Sequence[bytes], media: str) -> list[NewEvent]:
-    """The events that messages become."""
-    ids = new_ids(len(messages))
-    if media != JSON:
-        return [NewEvent(_PIECE, data, id) for data, id in zip(messages, ids, strict=True)]
-    return [
-        _enveloped(data, id)
-        if b'"type"' in data and b'"data"' in data
-        else NewEvent(_JSON_MESSAGE, data, id)
-        for data, id in zip(messages, ids, strict=True)
-    ]
+def batch(messages: Sequence[msgspec.Raw | bytes], text: bytes | None = None) -> list[NewEvent]:
+    """One event for messages that are none themselves. `text` is their array, where it is known."""
+    if not messages:
+        return []
+    (id,) = new_ids(1)
+    if len(messages) == 1:
+        return [NewEvent(_JSON_MESSAGE, bytes(messages[0]), id)]
+    return [NewEvent(_BATCH, text or b"[%b]" % b",".join(map(bytes, messages)), id)]
 
 
-def _enveloped(data: bytes, id: bytes) -> NewEvent:
+def messages_of(data: bytes, stored: EventType) -> Sequence[msgspec.Raw | bytes]:
+    """The messages that one event of a JSON stream holds."""
+    return _elements(data) if stored.name == _BATCH.name else [data]
+
+
+def _event(data: bytes, id: bytes) -> NewEvent:
+    """A message as the event that it is, or as a mere message."""
     try:
         found = _envelope(data)
     except (msgspec.MsgspecError, RecursionError):
@@ -100,15 +117,25 @@ def _uuid(text: object) -> bytes | None:
         return None
 
 
-def is_verbatim(stored: EventType) -> bool:
-    """Whether an event's data are the message itself."""
-    return stored.version == ENVELOPED or stored.name in _VERBATIM
+class Form(enum.Enum):
+    """How an event's data become messages of a response."""
+
+    MESSAGE = "as they are"
+    BATCH = "without the brackets of their array"
+    EVENT = "in an envelope"
 
 
-def wrapped(row: Row, stored: EventType) -> bytes:
+def form_of(stored: EventType) -> Form:
+    """The form of events of a type."""
+    if stored.name == _BATCH.name:
+        return Form.BATCH
+    if stored.version == ENVELOPED or stored.name in (_JSON_MESSAGE.name, _PIECE.name):
+        return Form.MESSAGE
+    return Form.EVENT
+
+
+def enveloped(row: Row, stored: EventType) -> bytes:
     """An event that the application has written, as a message."""
-    if is_verbatim(stored):
-        return row.data
     return b'{"type":%b,"id":"%b","version":%d,"timestamp":%d,"data":%b,"metadata":%b}' % (
         msgspec.json.encode(stored.name),
         str(UUID(bytes=row.id)).encode(),

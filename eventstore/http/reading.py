@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from typing import Final, NamedTuple
 
 from eventstore.http.events import data_event
-from eventstore.http.messages import is_verbatim, media_type, wrapped
+from eventstore.http.messages import Form, enveloped, form_of, media_type
 from eventstore.http.offsets import offset
 from eventstore.http.transaction import gone, not_found, of_application
-from eventstore.log.base import Bounds, Log
+from eventstore.log.base import Bounds, Log, Row
 from eventstore.log.resources import ERASED, KEPT, PRESENT, Resource, Resources
 
 #: Bytes of messages in a response, about: one message more may be in it.
@@ -65,7 +65,7 @@ class Reader:
     def __init__(self, log: Log) -> None:
         self._log = log
         self._resources = Resources(log)
-        self._verbatim: dict[int, bool] = {}
+        self._forms: dict[int, Form] = {}
 
     def find(self, path: str, now: int) -> Found:
         """The stream of a path. Raises Problem: 404, 410."""
@@ -92,26 +92,41 @@ class Reader:
         # Up to what was found, so that a page of an open stream that is full is not the last.
         until = Bounds(version=found.version)
         _, pages = self._log.fold(found.resource.stream, start, until)
+        read = start
         for page in pages:
-            if all(map(self._is_verbatim, {key for key, _ in page})):
-                new = [data for _, data in page]
-            else:
-                new = self._wrapped(found, start + len(messages), len(page))
+            new = self._messages(found, read, page)
             for count, message in enumerate(new, 1):
                 size += len(message)
                 if size >= MOST:
                     messages += new[:count]
-                    return Page(found, start, start + len(messages), messages)
+                    return Page(found, start, read + count, messages)
             messages += new
-        return Page(found, start, start + len(messages), messages)
+            read += len(page)
+        return Page(found, start, read, messages)
 
-    def _wrapped(self, found: Found, after: int, count: int) -> list[bytes]:
-        until = Bounds(version=after + count)
-        rows = self._log.read(found.resource.stream, after, until, limit=count)
-        return [wrapped(row, self._log.event_type(row.type)) for row in rows]
+    def _messages(
+        self, found: Found, after: int, page: Sequence[tuple[int, bytes]]
+    ) -> Sequence[bytes]:
+        """What a response holds for each event of a page: a message, or several with commas."""
+        forms = {key: self._form(key) for key, _ in page}
+        kinds = set(forms.values())
+        if kinds == {Form.MESSAGE}:
+            return [data for _, data in page]
+        if Form.EVENT not in kinds:
+            return [data[1:-1] if forms[key] is Form.BATCH else data for key, data in page]
+        until = Bounds(version=after + len(page))
+        rows = self._log.read(found.resource.stream, after, until, limit=len(page))
+        return [self._message(row, forms.get(row.type)) for row in rows]
 
-    def _is_verbatim(self, key: int) -> bool:
-        known = self._verbatim.get(key)
+    def _message(self, row: Row, form: Form | None) -> bytes:
+        if form is Form.BATCH:
+            return row.data[1:-1]
+        if form is Form.MESSAGE:
+            return row.data
+        return enveloped(row, self._log.event_type(row.type))
+
+    def _form(self, key: int) -> Form:
+        known = self._forms.get(key)
         if known is None:
-            known = self._verbatim[key] = is_verbatim(self._log.event_type(key))
+            known = self._forms[key] = form_of(self._log.event_type(key))
         return known

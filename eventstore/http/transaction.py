@@ -14,7 +14,7 @@ from sqlalchemy import Connection
 from eventstore.errors import StreamDeletedError, WrongExpectedVersionError
 from eventstore.http.commands import Append, Command, Create, Delete, Source, Touch
 from eventstore.http.deciding import Repeated, decide
-from eventstore.http.messages import BYTES, JSON, media_type, new_events, split
+from eventstore.http.messages import BYTES, JSON, batch, events_of, media_type, messages_of
 from eventstore.http.offsets import offset
 from eventstore.http.problems import Problem
 from eventstore.http.responses import Answer
@@ -257,7 +257,7 @@ class Unit:
         asked = command.content_type
         if asked is not None and media_type(asked) != origin.media:
             raise Problem(409, f"the source has the content type {origin.resource.content_type}")
-        version, piece = self._divergence(source, origin, log_stream)
+        version, part = self._divergence(source, origin, log_stream)
         ttl, expires_at = command.ttl, command.expires_at
         if ttl is None and expires_at is None:
             ttl, expires_at = origin.resource.ttl, origin.resource.expires_at
@@ -271,12 +271,12 @@ class Unit:
             fork_version=origin.version if source.offset is None else source.offset[1],
             fork_sub=source.sub,
         )
-        messages = split(command.body, origin.media)
+        own = events_of(command.body, origin.media)
         if version:
             self._log.fork(log_stream, version, stream.resource.stream, connection=self._connection)
             stream.version = version
-        stream.add(new_events([piece] if piece else [], origin.media))
-        stream.add(new_events(messages, origin.media))
+        stream.add(part)
+        stream.add(own)
         return stream
 
     def _origin(self, path: str) -> tuple[_Stream, str]:
@@ -295,26 +295,36 @@ class Unit:
             raise not_found(path)
         return origin, origin.resource.stream
 
-    def _divergence(self, source: Source, origin: _Stream, log_stream: str) -> tuple[int, bytes]:
+    def _divergence(
+        self, source: Source, origin: _Stream, log_stream: str
+    ) -> tuple[int, Sequence[NewEvent]]:
         """How many events a fork inherits whole, and the part of another one."""
         if source.offset is None:
             if source.sub:
                 raise Problem(400, "Stream-Fork-Sub-Offset needs Stream-Fork-Offset")
-            return origin.version, b""
+            return origin.version, ()
         incarnation, version = source.offset
         strange = version > 0 and incarnation != origin.resource.incarnation
         if strange or version > origin.version:
             raise Problem(400, "Stream-Fork-Offset is not an offset of the source")
-        if not source.sub:
-            return version, b""
-        if origin.media == JSON:
-            if version + source.sub > origin.version:
-                raise Problem(400, "Stream-Fork-Sub-Offset is past the source's last message")
-            return version + source.sub, b""
-        rows = self._log.read(log_stream, version, Bounds(), limit=1, connection=self._connection)
-        if not rows or source.sub > len(rows[0].data):
-            raise Problem(400, "Stream-Fork-Sub-Offset is past the next boundary of the source")
-        return version, rows[0].data[: source.sub]
+        left = source.sub
+        while left:
+            rows = self._log.read(
+                log_stream, version, Bounds(), limit=1, connection=self._connection
+            )
+            if not rows:
+                raise Problem(400, "Stream-Fork-Sub-Offset is past the end of the source")
+            if origin.media != JSON:
+                if left > len(rows[0].data):
+                    raise Problem(400, "Stream-Fork-Sub-Offset is past the next boundary")
+                return version, events_of(rows[0].data[:left], origin.media)
+            stored = self._log.event_type(rows[0].type, self._connection)
+            messages = messages_of(rows[0].data, stored)
+            if left < len(messages):
+                return version, batch(messages[:left])
+            left -= len(messages)
+            version += 1
+        return version, ()
 
     # --- the end of streams --------------------------------------------------------------------
 

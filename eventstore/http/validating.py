@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 from uuid import UUID
 
@@ -12,6 +11,7 @@ from eventstore.aggregate import Aggregate
 from eventstore.codec import stored_names
 from eventstore.errors import InvalidEventError
 from eventstore.event import decoder, seal
+from eventstore.http.messages import json_messages
 from eventstore.http.problems import Problem
 from eventstore.ids import new_ids
 from eventstore.log.base import EventType, NewEvent
@@ -29,12 +29,13 @@ class _Posted(msgspec.Struct):
 _posted = msgspec.json.Decoder(_Posted).decode
 
 
-def validated(cls: type[Aggregate], messages: Sequence[bytes]) -> list[NewEvent]:
-    """The events that messages become, stored as if Python had recorded them.
+def validated(cls: type[Aggregate], body: bytes) -> list[NewEvent]:
+    """The events that a body becomes, stored as if Python had recorded them.
 
     Raises Problem (400) for the first that is none, with the reason.
     """
     classes = {name: event for event in cls.__handlers__.declared for name in stored_names(event)}
+    messages = json_messages(body)
     new = []
     for number, (message, id) in enumerate(zip(messages, new_ids(len(messages)), strict=True)):
         try:

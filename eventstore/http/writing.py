@@ -11,7 +11,7 @@ from eventstore.http.access import Authorize, Operation, check, check_path
 from eventstore.http.commands import Append, Create, Delete, Source
 from eventstore.http.committing import Committer
 from eventstore.http.limits import Bodies
-from eventstore.http.messages import BYTES, JSON, media_type, new_events, split
+from eventstore.http.messages import BYTES, JSON, events_of, media_type
 from eventstore.http.offsets import parsed
 from eventstore.http.problems import Problem
 from eventstore.http.requests import Request, base_url, expiry, producing, stream_path
@@ -72,10 +72,9 @@ class Writing:
             if content_type is None:
                 raise Problem(400, "Content-Type is missing")
             media = media_type(content_type)
-            messages = split(body, media)
-            if not messages:
+            events = self._events(cls, body, media)
+            if not events:
                 raise Problem(400, "an empty array appends nothing")
-            events = self._events(cls, messages, media)
         return await self._committer.commit(
             Append(
                 request.path,
@@ -105,7 +104,7 @@ class Writing:
             content_type = content_type or JSON
         if source is None:
             media = media_type(content_type or BYTES)
-            events = self._events(cls, split(body, media), media)
+            events = self._events(cls, body, media)
         answer = await self._committer.commit(
             Create(
                 request.path,
@@ -140,14 +139,12 @@ class Writing:
                 return cls
         raise not_writable(path)
 
-    def _events(
-        self, cls: type[Aggregate] | None, messages: Sequence[bytes], media: str
-    ) -> Sequence[NewEvent]:
+    def _events(self, cls: type[Aggregate] | None, body: bytes, media: str) -> Sequence[NewEvent]:
         if cls is None:
-            return new_events(messages, media)
+            return events_of(body, media)
         if media != JSON:
             raise Problem(409, f"the stream has the content type {JSON}")
-        return validated(cls, messages)
+        return validated(cls, body)
 
     def _source(self, request: Request) -> Source | None:
         """What a fork is made of."""
