@@ -7,7 +7,7 @@ import os
 from collections.abc import Sequence
 from importlib.metadata import version
 
-from eventstore.cli import commands
+from eventstore.cli import commands, serving
 from eventstore.cli.output import complain
 from eventstore.errors import EventStoreError
 
@@ -122,6 +122,8 @@ def _parser() -> argparse.ArgumentParser:
         help="delete snapshots and folds that are wrong, compute heads anew; never an event",
     )
     verify.set_defaults(run=commands.verify)
+
+    serving.add_to(subparsers)
     return parser
 
 

@@ -83,8 +83,8 @@ class Deadlines(Generic[K]):
         self._timer: asyncio.TimerHandle | None = None
 
     def begin(self, key: K) -> None:
-        """From now on its time runs."""
-        self._since[key] = time.monotonic()
+        """From now on its time runs, if it did not already."""
+        self._since.setdefault(key, time.monotonic())
         if self._timer is None:
             self._arm()
 
