@@ -86,6 +86,16 @@ def _read_models(peers: Iterable[Any], make: Callable[[Any], Any], opened: ExitS
     return models
 
 
+def umadb(folder: Path, opened: ExitStack) -> Any:
+    """UmaDB, with a server of its own, where it is installed."""
+    if not _installed("umadb"):
+        print("Without UmaDB: it is not installed")
+        return None
+    from peers.umadb_ import Served
+
+    return opened.enter_context(closing(Served(folder)))
+
+
 def emmett(kind: emmett_.Kind, target: str, opened: ExitStack) -> Any:
     """Emmett on a file or a database, where Node and its packages are."""
     if not emmett_.is_installed(kind):

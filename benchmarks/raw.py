@@ -98,9 +98,10 @@ def _replay_streamed(
     account: Account, steps: dict[int, Step], rows: Iterable[tuple[int, bytes]]
 ) -> None:
     version = account.version
-    for version, (type_id, data) in enumerate(rows, version + 1):  # noqa: B007 (the last one counts)
+    for type_id, data in rows:
         decode, apply = steps[type_id]
         apply(account, decode(data))
+        version += 1
     if not version:
         raise LookupError(account.id)
     account.version = version

@@ -10,8 +10,11 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
+from collections.abc import Callable
+from itertools import count
 from pathlib import Path
 from typing import Any, Final, Literal
+from uuid import uuid4
 
 import msgspec
 from workload import VISIT, deposited, opened, turns
@@ -51,6 +54,40 @@ class Emmett:
     def fill_in_turns(self, accounts: int, length: int) -> None:
         both = {"opened": _message(opened()), "deposited": _message(deposited(1))}
         self._ask("fill", turns=list(turns(accounts, length)), each=VISIT, **both)
+
+    def saving(self, commits: int, events: int) -> Callable[[], None]:
+        """What makes so many commits of so many events each."""
+        stream, versions = f"account-{uuid4()}", count(0, commits * events)
+        message = _message(deposited(1))
+
+        def run() -> None:
+            self._ask(
+                "save",
+                stream=stream,
+                commits=commits,
+                each=events,
+                version=next(versions),
+                deposited=message,
+            )
+
+        return run
+
+    def fill(self, accounts: int, length: int) -> list[str]:
+        """So many accounts of so many events; their streams."""
+        streams = [f"account-{uuid4()}" for _ in range(accounts)]
+        for stream in streams:
+            for version in range(0, length, 500):
+                each = min(500, length - version)
+                message = _message(deposited(1))
+                self._ask(
+                    "save", stream=stream, commits=1, each=each, version=version, deposited=message
+                )
+        return streams
+
+    def load(self, streams: list[str], *, command: bool = False) -> None:
+        """Load each, and with `command` save one more event."""
+        more = {"deposited": _message(deposited(1))} if command else {}
+        self._ask("load", streams=streams, **more)
 
     def rebuild(self) -> None:
         self._ask("rebuild")

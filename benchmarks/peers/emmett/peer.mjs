@@ -16,6 +16,19 @@ let consumer;
 const clock = () => Number(process.hrtime.bigint()) / 1e6; // one clock for all processes
 const pause = (milliseconds) => new Promise((resolve) => setTimeout(resolve, milliseconds));
 
+// The state of an account.
+const initialState = () => ({ owner: '', balance: 0, entries: 0, version: 0 });
+const evolve = (state, { type, data }) => {
+  state.version += 1;
+  if (type === 'AccountOpened') {
+    state.owner = data.owner;
+  } else {
+    state.balance += type === 'MoneyDeposited' ? data.amount : -data.amount;
+    state.entries += 1;
+  }
+  return state;
+};
+
 const commands = {
   ready: () => null,
   // Accounts side by side: in each turn their version, and their numbers in order.
@@ -41,6 +54,22 @@ const commands = {
     return arrived;
   },
   stop: () => consumer.stop(),
+  // So many commits of so many events each, on a stream of their own.
+  save: async ({ stream, commits, deposited, each, version }) => {
+    const events = Array.from({ length: each }, () => deposited);
+    for (let number = 0; number < commits; number += 1) {
+      await peer.append(stream, events, BigInt(version + number * each));
+    }
+  },
+  // Load each of the streams, and with `deposited` append it there.
+  load: async ({ streams, deposited }) => {
+    let state;
+    for (const stream of streams) {
+      state = await peer.load(stream, { evolve, initialState });
+      if (deposited) await peer.append(stream, [deposited], BigInt(state.version));
+    }
+    return state.entries;
+  },
   // Append so many events, one a commit, and say when each was begun.
   append: async ({ count, every, deposited }) => {
     const begun = [];

@@ -46,6 +46,7 @@ export const open = async (url) => {
   return {
     append: (stream, events, expectedStreamVersion) =>
       store.appendToStream(stream, events, { expectedStreamVersion }),
+    load: async (stream, options) => (await store.aggregateStream(stream, options)).state,
     rebuild: async () => {
       // A rebuild goes on from a checkpoint that it finds: without one it starts at the beginning.
       await client.query('DELETE FROM emt_processors');

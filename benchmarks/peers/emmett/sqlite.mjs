@@ -41,6 +41,7 @@ export const open = async (fileName) => {
   return {
     append: (stream, events, expectedStreamVersion) =>
       store.appendToStream(stream, events, { expectedStreamVersion }),
+    load: async (stream, options) => (await store.aggregateStream(stream, options)).state,
     rebuild: async () => {
       await connection.command('DELETE FROM accounts');
       await connection.command('DELETE FROM emt_processors');
