@@ -5,10 +5,14 @@ from __future__ import annotations
 import signal
 from typing import TYPE_CHECKING
 
+import pytest
 from operations import Put
 from sheet import Echoed
+from sqlalchemy import text
 
 from eventstore import EventStore
+from eventstore.errors import LogStalledError
+from eventstore.log.base import Log
 
 if TYPE_CHECKING:
     from server import Server
@@ -30,3 +34,54 @@ def test_types_that_a_program_knows_outlive_a_crash_that_loses_their_first_event
         store.append("faults-echo/2", Echoed(source="y"))
         types = [record.type for record in store.read_all()][-3:]
         assert types == ["history-put", "history-put", "echoed"]
+
+
+def _lose(log: Log, after: int) -> None:
+    """What a crash does that loses the last commits: their positions are given once more."""
+    with log.engine.begin() as connection:
+        connection.execute(
+            text("DELETE FROM eventstore_events WHERE position > :after"), {"after": after}
+        )
+        sequence = "pg_get_serial_sequence('eventstore_events', 'position')"
+        connection.execute(text(f"SELECT setval({sequence}, :after)"), {"after": after})
+
+
+def test_the_frontier_does_not_rest_on_events_that_a_crash_has_lost(postgres_url: str) -> None:
+    with EventStore(postgres_url, read_timeout=0.01) as store:
+        for stream in "abc":
+            store.append(f"{stream}/1", Put(op=stream, n=0))
+        assert store.log.frontier() == (3, ())
+        _lose(store.log, 1)
+        with store.connect() as slow:
+            store.append("slow/1", Put(op="s", n=0), connection=slow)
+            assert store.append("d/1", Put(op="d", n=0)).position == 3
+            assert store.log.frontier().position < 2
+            with pytest.raises(LogStalledError):
+                store.head()
+            slow.commit()
+        assert store.log.frontier() == (3, ())
+
+
+def test_nor_does_what_is_waited_for(postgres_url: str) -> None:
+    with EventStore(postgres_url) as store:
+        store.append("a/1", Put(op="a", n=0))
+        with store.connect() as first:
+            store.append("b/1", Put(op="b", n=0), connection=first)
+            store.append("c/1", Put(op="c", n=0))
+            assert store.log.frontier().writers  # up to 3, when the first one has ended
+        _lose(store.log, 1)
+        with store.connect() as slow:
+            store.append("slow/1", Put(op="s", n=0), connection=slow)
+            store.append("d/1", Put(op="d", n=0))
+            assert store.log.frontier().position < 2
+            slow.commit()
+        assert store.log.frontier() == (3, ())
+
+
+def test_the_frontier_gets_on_when_the_event_at_it_was_deleted(postgres_url: str) -> None:
+    with EventStore(postgres_url) as store:
+        store.append("a/1", Put(op="a", n=0))
+        store.append("b/1", Put(op="b", n=0))
+        assert store.log.frontier() == (2, ())
+        tombstone = store.delete_stream("b/1")
+        assert store.log.frontier() == (tombstone.position, ())
