@@ -29,6 +29,8 @@ logger = logging.getLogger(__name__)
 
 #: Seconds between two looks at which streams have been closed or deleted by other servers.
 _ENDED: Final = 0.25
+#: Seconds for which the watching goes on without a reader.
+_LINGER: Final = 5.0
 #: Streams that are looked up at once there.
 _MANY: Final = 500
 #: Seconds until the log is tried again while the database is away.
@@ -114,6 +116,8 @@ class Hub:
             feed.readers -= 1
             if not feed.readers and self._feeds.get(stream) is feed:
                 del self._feeds[stream]
+                if not self._feeds and not self._listeners:
+                    self._loop.call_later(_LINGER, self._rest)
 
     async def page(self, feed: Feed, path: str, start: int) -> Page:
         """The stream and its messages past a version, as they are now. Raises Problem."""
@@ -162,6 +166,12 @@ class Hub:
     def _watch(self) -> None:
         if self._watcher is None and not self.is_draining:
             self._watcher = _Watcher(self._log, self._loop, self)
+
+    def _rest(self) -> None:
+        """With nobody to tell, end the watching: it costs every commit something."""
+        if not self._feeds and not self._listeners and self._watcher is not None:
+            self._watcher.stop()
+            self._watcher = None
 
     def _heard(self, streams: Mapping[str, int]) -> None:
         """What the thread has heard of: much of it is known already."""

@@ -26,13 +26,26 @@ class Hints:
         self.signal = Signal()
         self._notifier = notifier
         self._commits = Commits(engine, self.committed)
+        #: Connections in transactions of the log's own, and whether those have appended.
+        self._own: dict[Connection, bool] = {}
 
     def appended(self, connection: Connection | None) -> None:
         """An append is done; it is seen now, or when the caller's transaction has committed."""
         if connection is None:
             self.committed()
+        elif connection in self._own:
+            self._own[connection] = True
         else:
             self._commits.expect(connection)
+
+    def begun(self, connection: Connection) -> None:
+        """A transaction begins whose end will be told by `ended`: nobody need look out for it."""
+        self._own[connection] = False
+
+    def ended(self, connection: Connection, *, committed: bool) -> None:
+        """That transaction has ended."""
+        if self._own.pop(connection, False) and committed:
+            self.committed()
 
     def committed(self) -> None:
         self.signal.fire()

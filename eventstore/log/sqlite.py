@@ -81,6 +81,15 @@ _HEAD_AT: Final = """
 _EVENT: Final = """
     INSERT INTO eventstore_events (stream_id, version, type_id, recorded_at, id, data, metadata)
     VALUES (?, ?, ?, ?, ?, ?, ?)"""
+# Events of one stream, as many as a block has. Python's driver gives up the interpreter's lock for
+# each statement, and getting it back from a busy thread can take longer than the statement.
+_BLOCK: Final = 16
+_EVENTS: Final = """
+    INSERT INTO eventstore_events (stream_id, recorded_at, version, type_id, id, data, metadata)
+    VALUES """ + ", ".join(
+    f"(?1, ?2, ?3 + {n}, ?{4 + 4 * n}, ?{5 + 4 * n}, ?{6 + 4 * n}, ?{7 + 4 * n})"
+    for n in range(_BLOCK)
+)
 _LATEST: Final = """
     SELECT max(recorded_at) FROM eventstore_streams
      WHERE name IN (SELECT value FROM json_each(?))"""
@@ -222,8 +231,17 @@ class SqliteLog(SqlLog):
         stream_id, version, moment = head
         known = self._type_ids
         if count > 1:
+            done = 0
+            while count - done > _BLOCK:
+                values: list[Any] = [stream_id, moment, version - count + 1 + done]
+                for type, data, id, metadata in new[done : done + _BLOCK]:
+                    type_id = known.get(type) or self._type_id(cursor, type, new_types)
+                    values += (type_id, id, data, metadata)
+                cursor.execute(_EVENTS, values)
+                done += _BLOCK
             rows = []
-            for number, (type, data, id, metadata) in enumerate(new[:-1], version - count + 1):
+            numbered = enumerate(new[done:-1], version - count + 1 + done)
+            for number, (type, data, id, metadata) in numbered:
                 type_id = known.get(type) or self._type_id(cursor, type, new_types)
                 rows.append((stream_id, number, type_id, moment, id, data, metadata))
             cursor.executemany(_EVENT, rows)
