@@ -17,6 +17,7 @@ from eventstore.event import Event, RecordedEvent, decoder, event_class
 from eventstore.ids import new_ids
 from eventstore.log.base import EventType, Log, NewEvent, Row
 from eventstore.metadata import Metadata
+from eventstore.names import aggregate_id
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
@@ -128,15 +129,17 @@ def recorded(row: Row, stored: EventType, event: Event | None = None) -> Recorde
         stored.name,
         stored.version,
         data,
+        aggregate_id(stream),
         id,
         recorded_at,
         metadata,
-        _decode_record,
+        decode_record,
         event,
     )
 
 
-def _decode_record(record: RecordedEvent) -> Event:
+def decode_record(record: RecordedEvent) -> Event:
+    """What a record calls for its event, if it was made without."""
     stored = EventType(record.type, record.schema_version)
     error: UnknownEventError | NewerEventError | CorruptEventError
     try:

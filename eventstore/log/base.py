@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Final, NamedTuple, Protocol, TypeAlias
 
@@ -102,6 +102,19 @@ class Slim(NamedTuple):
     position: int
     type: int
     data: bytes
+
+
+class Keyed(NamedTuple):
+    """A Row whose stream, as its type, is a key of the log's own: see `Log.stream_names`."""
+
+    position: int
+    stream: int
+    version: int
+    type: int
+    data: bytes
+    metadata: bytes | None
+    id: bytes
+    recorded_at: int
 
 
 class Shard(NamedTuple):
@@ -286,6 +299,26 @@ class Log(Protocol):
 
         Up to `until`, inclusive, which the caller takes from `frontier`.
         """
+        ...
+
+    def pages(
+        self,
+        after: int,
+        until: Bounds,
+        *,
+        size: int,
+        wanted: Wanted = EVERY_EVENT,
+        whole: bool = False,
+    ) -> Generator[Sequence[Slim] | Sequence[Keyed]]:
+        """What `scan` gives, or with `whole` what `read_all` does, to the end of the bounds.
+
+        In pages of at most `size` rows, none of them empty, for who reads all of them: a
+        connection may be taken until the pages are used up or closed. `until.position` is final.
+        """
+        ...
+
+    def stream_names(self, keys: Iterable[int]) -> dict[int, str]:
+        """The streams behind the keys in rows. A key means the same stream for ever."""
         ...
 
     def settled(self, timeout: float, *, connection: Connection | None = None) -> int:

@@ -159,15 +159,30 @@ class Queries:
         query = _within(query, events.c, mask).where(position > _int("after"))
         return _limited(query.order_by(position.desc() if backwards else position))
 
-    def scan(self, mask: Mask, shape: Shape) -> Query:
+    def scan(self, mask: Mask, shape: Shape, whole: bool) -> Query:
         c = events.c
         query = select(c.position, c.type_id, c.data)
+        if whole:
+            query = select(
+                c.position,
+                c.stream_id,
+                c.version,
+                c.type_id,
+                c.data,
+                c.metadata,
+                c.id,
+                c.recorded_at,
+            )
         if shape.categories:
             query = query.join(streams, streams.c.id == c.stream_id)
         query = self._wanted(self._of_types(query, shape.types), shape)
         return _limited(
             _within(query, c, mask).where(c.position > _int("after")).order_by(c.position)
         )
+
+    def stream_names(self) -> Query:
+        c = streams.c
+        return select(c.id, c.name).where(self._one_of(c.id, "keys"))
 
     def moved(self) -> Query:
         c = events.c

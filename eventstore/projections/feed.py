@@ -7,15 +7,16 @@ a fold needs are read, and nothing is made of an event but the event itself.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final, TypeAlias, cast
 
 import msgspec
 
-from eventstore.codec import corrupt, decode_as, recorded, stored_names
+from eventstore.codec import corrupt, decode_as, decode_record, recorded, stored_names
 from eventstore.errors import LogError, StoredEventError, UnknownEventError
 from eventstore.event import Event, RecordedEvent, event_class, event_classes
-from eventstore.log.base import Bounds, EventType, Log, Row, Shard, Slim, Wanted
+from eventstore.log.base import Bounds, EventType, Keyed, Log, Row, Shard, Slim, Wanted
+from eventstore.names import aggregate_id
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
@@ -23,14 +24,14 @@ if TYPE_CHECKING:
     from eventstore.handlers import Handlers
 
 #: Events of a page: whole rows where a handler asks for the RecordedEvent.
-Page: TypeAlias = "Sequence[Slim] | Sequence[Row]"
+Page: TypeAlias = "Sequence[Slim] | Sequence[Row] | Sequence[Keyed]"
 
-# By number: by name each would cost as much as the decoding of a small payload.
-_TYPE: Final = Row._fields.index("type")
-_DATA: Final = Row._fields.index("data")
+#: How a payload is decoded, what it is handed to and, if that takes the RecordedEvent, the name
+#: and the schema version of its type.
+_Step = tuple[Callable[[bytes], Any], Callable[..., None], str | None, int]
 
-_SlimStep = tuple[Callable[[bytes], Any], Callable[[Any, Any], None]]
-_RowStep = Callable[[Any, Row], None]
+#: Streams whose names are kept. Their rows come with keys: a name costs as much as two columns.
+_NAMES: Final = 50_000
 
 
 class Feed:
@@ -53,8 +54,9 @@ class Feed:
         self._effects = effects and bool(handlers.effects)
         self.slim = not handlers.takes_record and not self._effects
         self._connection: Connection | None = None
-        self._slim_steps = _SlimSteps(self)
-        self._row_steps = _RowSteps(self)
+        self._steps = _Steps(self)
+        #: By key: a stream's name, and the id of its aggregate.
+        self._streams: dict[Any, tuple[str, str]] = {}
 
     # --- reading -------------------------------------------------------------------------------
 
@@ -70,6 +72,10 @@ class Feed:
         """The next events past a position, in the order of the log."""
         read = self._log.scan if self.slim else self._log.read_all
         return read(after, until, limit=limit, wanted=self.wanted, connection=connection)
+
+    def pages(self, after: int, until: Bounds, size: int) -> Generator[Page]:
+        """All events past a position, to a final one: to be used up or closed, as `Log.pages`."""
+        return self._log.pages(after, until, size=size, wanted=self.wanted, whole=not self.slim)
 
     def rows(
         self, after: int, until: Bounds, limit: int, *, connection: Connection | None = None
@@ -100,22 +106,70 @@ class Feed:
         Raises StoredEventError, which says where the event is; an exception of a handler passes
         through with a note that does.
         """
+        if not page:
+            return
         rows: Any = iter(page)
+        slim = len(page[0]) == len(Slim._fields)
+        streams = {} if slim else self._streams_of(page)
         self._connection = connection
         try:
-            if page and len(page[0]) == len(Slim._fields):
-                steps = self._slim_steps
-                for _, key, data in rows:
-                    decode, handler = steps[key]
-                    handler(owner, decode(data))
+            if slim:
+                self._apply_slim(owner, rows)
             else:
-                row_steps = self._row_steps
-                for row in rows:
-                    row_steps[row[_TYPE]](owner, row)
+                self._apply_whole(owner, rows, streams)
         except Exception as error:
             index = len(page) - sum(1 for _ in rows) - 1
             located = self._located(error, page[index])
             raise located from located.__cause__
+
+    def _apply_slim(self, owner: Any, rows: Iterator[Slim]) -> None:
+        steps = self._steps
+        for _, key, data in rows:
+            decode, handler, _, _ = steps[key]
+            handler(owner, decode(data))
+
+    def _apply_whole(
+        self, owner: Any, rows: Iterator[Keyed], streams: Mapping[Any, tuple[str, str]]
+    ) -> None:
+        steps = self._steps
+        for position, stream, version, key, data, metadata, id, recorded_at in rows:
+            decode, handler, name, schema = steps[key]
+            event = decode(data)
+            if name is None:
+                handler(owner, event)
+            else:
+                stream_name, aggregate = streams[stream]
+                # As `recorded` does it; the call would cost as much again.
+                record = RecordedEvent(
+                    stream_name,
+                    version,
+                    position,
+                    name,
+                    schema,
+                    data,
+                    aggregate,
+                    id,
+                    recorded_at,
+                    metadata,
+                    decode_record,
+                    event,
+                )
+                handler(owner, event, record)
+
+    def _streams_of(self, page: Sequence[Any]) -> Mapping[Any, tuple[str, str]]:
+        """By what stands for it in a page, the name of each stream and the id of its aggregate."""
+        found = {row[1] for row in page}
+        if isinstance(page[0][1], str):
+            return {name: (name, aggregate_id(name)) for name in found}
+        streams = self._streams
+        new = found.difference(streams)
+        if new:
+            if len(streams) > _NAMES:
+                streams.clear()
+                new = found
+            for key, name in self._log.stream_names(new).items():
+                streams[key] = name, aggregate_id(name)
+        return streams
 
     def hand(self, owner: Any, record: RecordedEvent) -> None:
         """Hand one event over to its handler and, after that, its side effect."""
@@ -154,14 +208,15 @@ class Feed:
             raise UnknownEventError(stored.name)
         return found
 
-    def _located(self, error: Exception, row: Slim | Row) -> Exception:
+    def _located(self, error: Exception, row: Slim | Row | Keyed) -> Exception:
         found: Sequence[Any] = (row,)
-        if len(row) == len(Slim._fields):
+        if not isinstance(row[1], str):
+            found = ()
             with contextlib.suppress(LogError):  # on a connection that the error has spoilt
                 found = self._log.read_all(
                     row[0] - 1, Bounds(position=row[0]), limit=1, connection=self._connection
                 )
-        if not found or len(found[0]) == len(Slim._fields):
+        if not found:
             return error
         position, stream, version, key, *_ = cast("Row", found[0])
         stored = self._log.event_type(key, self._connection)
@@ -178,45 +233,24 @@ class Feed:
         return error
 
 
-class _SlimSteps(dict[int, _SlimStep]):
-    """By type key: how a payload is decoded, and what it is handed to. Filled as types are met."""
+class _Steps(dict[int, _Step]):
+    """By type key. Filled as types are met."""
 
     def __init__(self, feed: Feed) -> None:
         super().__init__()
         self._feed = feed
 
-    def __missing__(self, key: int) -> _SlimStep:
-        _, decode, (handler,) = self._feed._step(key)
-        step = self[key] = (decode, handler)
-        return step
-
-
-class _RowSteps(dict[int, _RowStep]):
-    """The same for whole rows."""
-
-    def __init__(self, feed: Feed) -> None:
-        super().__init__()
-        self._feed = feed
-
-    def __missing__(self, key: int) -> _RowStep:
+    def __missing__(self, key: int) -> _Step:
         feed = self._feed
         stored, decode, functions = feed._step(key)
         handler = functions[0]
+        name: str | None = stored.name
         if len(functions) > 1:
 
-            def step(owner: Any, row: Any) -> None:
-                feed.hand(owner, recorded(row, stored, decode(row[_DATA])))
+            def handler(owner: Any, _event: Event, record: RecordedEvent) -> None:
+                feed.hand(owner, record)
 
-        elif handler in feed._handlers.takes_record:
-
-            def step(owner: Any, row: Any) -> None:
-                event = decode(row[_DATA])
-                handler(owner, event, recorded(row, stored, event))
-
-        else:
-
-            def step(owner: Any, row: Any) -> None:
-                handler(owner, decode(row[_DATA]))
-
-        self[key] = step
+        elif handler not in feed._handlers.takes_record:
+            name = None
+        step = self[key] = decode, handler, name, stored.version
         return step

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from typing import Final, TypeVar
 
@@ -17,8 +18,8 @@ P = TypeVar("P", bound=Projection)
 
 logger = logging.getLogger(__name__)
 
-#: Events a page, at the most.
-_PAGE: Final = 5000
+#: Events a page, at the most: so few that the garbage collector takes no notice of them.
+_PAGE: Final = 500
 
 
 def project(log: Log, cls: type[P], until: Bounds) -> P:
@@ -33,15 +34,14 @@ def project(log: Log, cls: type[P], until: Bounds) -> P:
         _restore(projection, state, folds, until)
     feed = Feed(log, cls.__handlers__, categories=cls.__categories__)
     new = 0
-    while page := feed.page(projection.position, until, _PAGE):
-        feed.apply(projection, page)
-        projection.position = page[-1][0]
-        new += len(page)
-        if every and state and folds and new >= every:
-            _keep(projection, state, folds)
-            new = 0
-        if len(page) < _PAGE:
-            break
+    with contextlib.closing(feed.pages(projection.position, until, _PAGE)) as pages:
+        for page in pages:
+            feed.apply(projection, page)
+            projection.position = page[-1][0]
+            new += len(page)
+            if every and state and folds and new >= every:
+                _keep(projection, state, folds)
+                new = 0
     projection.position = max(projection.position, until.position or 0)
     return projection
 
