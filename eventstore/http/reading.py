@@ -12,6 +12,7 @@ from eventstore.http.offsets import offset
 from eventstore.http.transaction import gone, not_found, of_application
 from eventstore.log.base import Bounds, Log, Row
 from eventstore.log.resources import ERASED, KEPT, PRESENT, Resource, Resources
+from eventstore.projections.changes import is_told
 
 #: Bytes of messages in a response, about: one message more may be in it.
 MOST: Final = 4 * 1024 * 1024
@@ -72,6 +73,8 @@ class Reader:
         found = self._resources.find(path)
         if found is None:
             head = self._log.stream(path)
+            if head is None and is_told(self._log, path):
+                return Found(of_application(path), 0, True)  # nothing has changed yet
             if head is None or not head.version or head.deleted:
                 raise not_found(path)
             return Found(of_application(path), head.version, True)

@@ -18,6 +18,8 @@ from eventstore import moments
 from eventstore.errors import DefinitionError, InvalidArgumentError, InvalidNameError
 from eventstore.ids import new_ids
 from eventstore.log.base import JSON, Bounds, EventType, Log, NewEvent, Write
+from eventstore.log.tables import followers
+from eventstore.log.transactions import reading
 from eventstore.names import check_stream_name
 from eventstore.projections.buffer import WriteBuffer
 from eventstore.projections.declared import claim, owner_of
@@ -280,6 +282,18 @@ class _WatchedBuffer(WriteBuffer):
         connection = super().lend()
         self._recorder.guard(connection)
         return connection
+
+
+def marked(fingerprint: str, declared: ChangeStream | None) -> str:
+    """A projection's fingerprint, with the stream that has to tell of every row of its tables."""
+    return fingerprint if declared is None else f"{fingerprint} {declared.name}"
+
+
+def is_told(log: Log, stream: str) -> bool:
+    """Whether a projection of this log tells its changes in a stream, which may have none yet."""
+    with reading(log.engine) as connection:
+        marks = connection.scalars(select(followers.c.fingerprint).distinct())
+        return any(mark.partition(" ")[2] == stream for mark in marks)
 
 
 def tell(log: Log, connection: Connection, recorders: Iterable[Recorder]) -> None:
