@@ -41,7 +41,7 @@ from eventstore.log import opening, tables
 from eventstore.log.transactions import begin_writing, own_errors, transaction
 
 #: The revisions that this version of the library can bring up to date. Any other one is newer.
-_OLDER: Final = ("0001", "0002", "0003")
+_OLDER: Final = ("0001", "0002", "0003", "0004")
 
 #: Whoever migrates a PostgreSQL database holds this advisory lock: "evntstor" in ASCII.
 _ADVISORY_LOCK: Final = 0x65766E7473746F72

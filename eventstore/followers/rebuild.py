@@ -27,7 +27,7 @@ from eventstore.followers.registration import Registration, lock_of
 from eventstore.log.base import Bounds, Log, Shard
 from eventstore.log.followers import Checkpoint, Followers
 from eventstore.log.parked import ParkedEvents
-from eventstore.log.tables import REBUILD
+from eventstore.log.tables import REBUILD, followers
 from eventstore.log.transactions import lock_name
 from eventstore.projections.places import Shadow, shadow
 from eventstore.projections.replaying import Replay
@@ -334,7 +334,7 @@ class Rebuild:
                 version=registration.version,
                 fingerprint=registration.fingerprint,
                 tables=registration.table_names(),
-                **({"position": ends[0][1]} if len(ends) == 1 else {}),
+                position=ends[0][1] if len(ends) == 1 else followers.c.position,
             )
             return
         epoch = max(row.epoch for row in shards) + 1

@@ -151,10 +151,11 @@ class Registration:
 
     def _check(self, found: Sequence[Checkpoint]) -> None:
         check_code(self._cls, found[0].version, found[0].fingerprint)
+        furthest = max(found, key=lambda row: row.position)
+        check_mark(self._log, Mark(furthest.position, furthest.event))
         if found[0].fingerprint != self.fingerprint:
             # Another version of Python: its bytecode says nothing of ours.
             self.accept()
-        check_mark(self._log, Mark(max(row.position for row in found)))
 
     def _deal_out(self) -> list[Checkpoint]:
         """Divide the streams anew: possible while all shards are at one position, and idle."""

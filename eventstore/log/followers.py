@@ -28,7 +28,7 @@ from sqlalchemy import (
 from eventstore import moments
 from eventstore.errors import LeaseLostError
 from eventstore.log.base import Log
-from eventstore.log.tables import REBUILD, followers, parked, workers
+from eventstore.log.tables import REBUILD, events, followers, parked, workers
 from eventstore.log.transactions import reading
 
 _c = followers.c
@@ -51,6 +51,8 @@ class Checkpoint(NamedTuple):
     epoch: int
     owner: str | None
     expires_at: int
+    #: The id of the last event up to the position: set by whatever moves that.
+    event: bytes | None = None
 
 
 class Followers:
@@ -98,7 +100,12 @@ class Followers:
 
     def add(self, connection: Connection, rows: Iterable[Checkpoint]) -> None:
         """Store new rows."""
-        connection.execute(insert(followers), [row._asdict() for row in rows])
+        new = list(rows)
+        connection.execute(insert(followers), [row._asdict() for row in new])
+        names = {row.name for row in new if row.position and row.event is None}
+        if names:
+            reached = _event_at(_c.position)
+            connection.execute(update(followers).where(_c.name.in_(names)).values(event=reached))
 
     def remove(self, connection: Connection, name: str, *, rebuild: bool = False) -> None:
         """Remove a follower's shards, or its rebuild, with what is parked there."""
@@ -116,6 +123,8 @@ class Followers:
 
     def set(self, connection: Connection, name: str, **values: Any) -> None:
         """Set columns of all shards of a follower. Whoever holds a lease has lost it."""
+        if "position" in values:
+            values["event"] = _event_at(values["position"])
         connection.execute(
             update(followers)
             .where(_c.name == name, _c.shard != REBUILD)
@@ -187,6 +196,7 @@ class Followers:
             .where(*_held(lease), _c.position == lease.position)
             .values(
                 position=to,
+                event=_event_at(to),
                 handled=_c.handled + handled,
                 rate=rate,
                 advanced_at=self._now(),
@@ -286,6 +296,12 @@ class Followers:
             return connection.execute(query).all()
         with self._reading() as own:
             return own.execute(query).all()
+
+
+def _event_at(position: Any) -> Any:
+    """The id of the last event up to a position: it tells this log from one that was restored."""
+    query = select(events.c.id).where(events.c.position <= position)
+    return query.order_by(events.c.position.desc()).limit(1).scalar_subquery()
 
 
 def _held(lease: Checkpoint) -> tuple[Any, ...]:

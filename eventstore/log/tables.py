@@ -26,7 +26,7 @@ PREFIX: Final = "eventstore_"
 VERSION_TABLE: Final = "eventstore_alembic"
 
 #: The Alembic revision whose schema this module describes.
-REVISION: Final = "0004"
+REVISION: Final = "0005"
 
 metadata: Final = MetaData(
     naming_convention={
@@ -122,6 +122,7 @@ followers: Final = Table(
     Column("epoch", BigInteger, nullable=False),  # one more with each owner: the fence
     Column("owner", Name),
     Column("expires_at", BigInteger, nullable=False),  # of the owner's lease
+    Column("event", LargeBinary(16)),  # the id of the last event up to the checkpoint
     PrimaryKeyConstraint("name", "shard"),
 )
 REBUILD: Final = -1
@@ -211,6 +212,7 @@ subscriptions: Final = Table(
     Column("id", Name, primary_key=True),
     Column("type", Name, nullable=False),
     Column("pattern", Name),
+    Column("streams", Text, nullable=False),  # named when it was made: a JSON list
     Column("url", Name),  # of a webhook
     Column("wake_stream", Name),
     Column("lease_ttl", BigInteger, nullable=False),  # microseconds
@@ -253,4 +255,16 @@ signing_keys: Final = Table(
     Column("kind", Name, nullable=False),
     Column("secret", LargeBinary, nullable=False),
     Column("created_at", BigInteger, nullable=False),
+)
+
+#: The chain of a log that is sealed: a row an event, also of events that were erased since.
+chain: Final = Table(
+    "eventstore_chain",
+    metadata,
+    Column("position", Key, primary_key=True, autoincrement=False),
+    Column("stream_id", BigInteger, nullable=False),
+    Column("version", BigInteger, nullable=False),
+    Column("hash", LargeBinary(32), nullable=False),  # of the event and its stream's previous hash
+    Column("seal", LargeBinary(32), nullable=False),  # of the hash and the log's previous seal
+    UniqueConstraint("stream_id", "version"),
 )

@@ -8,8 +8,10 @@ from itertools import groupby
 from typing import Any
 
 import msgspec
-from sqlalchemy import and_, exists, func, inspect, select
+from sqlalchemy import and_, exists, inspect, select
 
+from eventstore.checkpoints import Mark, check_mark
+from eventstore.errors import CheckpointAheadError
 from eventstore.log.base import Log, Receipt
 from eventstore.log.followers import Checkpoint
 from eventstore.log.tables import REBUILD, appends, events, followers, parked, streams, types
@@ -23,20 +25,18 @@ _receipts = msgspec.json.Decoder(tuple[Receipt, ...])
 
 def check_followers(log: Log) -> Iterator[Finding]:
     """Checkpoints, shards and tables of every follower."""
-    head = select(func.coalesce(func.max(_e.position), 0)).scalar_subquery()
-    query = select(followers, head.label("head")).order_by(_c.name, _c.shard)
+    query = select(followers).order_by(_c.name, _c.shard)
     with reading(log.engine) as connection:
         found = connection.execute(query).all()
         inspector = inspect(connection)
         there = set(inspector.get_table_names())
-    for row in found:
-        if row.position > row.head:
-            text = (
-                f"the checkpoint of {row.name!r}, shard {row.shard}, is {row.position}, beyond the "
-                f"end of the log ({row.head}): rebuild it"
-            )
+    rows = [Checkpoint(*row) for row in found]
+    for row in rows:
+        try:
+            check_mark(log, Mark(row.position, row.event))
+        except CheckpointAheadError as error:
+            text = f"the checkpoint of {row.name!r}, shard {row.shard}: {error}"
             yield Finding("checkpoint", text, follower=row.name, position=row.position)
-    rows = [Checkpoint(*row[:-1]) for row in found]
     for name, shards in groupby(rows, lambda row: row.name):
         yield from _shards(name, [row for row in shards if row.shard != REBUILD], there)
 

@@ -10,22 +10,26 @@ import subprocess
 import threading
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import psycopg
 import pytest
-from sqlalchemy import make_url, update
+from sqlalchemy import Column, Integer, Table, make_url, update
 
 from eventstore import (
     CheckpointAheadError,
     Event,
+    EventHandler,
     EventStore,
     InvalidArgumentError,
     LogUnavailableError,
     RecordedEvent,
+    TableProjection,
+    on,
 )
 from eventstore.aio import AsyncEventStore
 from eventstore.aio.subscription import AsyncSubscription
+from eventstore.log.followers import Followers
 from eventstore.log.tables import events
 from eventstore.verification import verify
 
@@ -175,15 +179,14 @@ class Restored:
         self.url = url
         self._folder = folder
         self._rows: dict[str, list[Any]] = {}
+        self._plain = make_url(url).set(drivername="postgresql").render_as_string(False)
 
     def back_up(self) -> None:
         if self.url.startswith("sqlite"):
             _sqlite_into(self.url, self._folder)
             return
-        with psycopg.connect(
-            make_url(self.url).set(drivername="postgresql").render_as_string(False)
-        ) as raw:
-            for table in ("streams", "types", "events", "snapshots", "appends", "followers"):
+        with psycopg.connect(self._plain) as raw:
+            for table in ("streams", "types", "events", "followers"):
                 self._rows[table] = raw.execute(f"SELECT * FROM eventstore_{table}").fetchall()
 
     def restore(self) -> None:
@@ -194,8 +197,7 @@ class Restored:
                 Path(f"{file}{leftover}").unlink(missing_ok=True)
             shutil.copy(self._folder / "copy.db", file)
             return
-        plain = make_url(self.url).set(drivername="postgresql").render_as_string(False)
-        with psycopg.connect(plain) as raw:
+        with psycopg.connect(self._plain) as raw:
             for table, rows in self._rows.items():
                 raw.execute(f"DELETE FROM eventstore_{table}")
                 for row in rows:
@@ -297,6 +299,97 @@ def test_text_that_is_no_checkpoint_is_refused(nonsense: str) -> None:
     with EventStore("sqlite://") as store, pytest.raises(InvalidArgumentError) as caught:
         store.subscribe(after=nonsense)
     assert caught.value.argument == "after"
+
+
+class Seen(EventHandler, name="backup-seen"):
+    numbers: ClassVar[list[int]] = []
+
+    @on(Kept)
+    def _kept(self, event: Kept) -> None:
+        self.numbers.append(event.number)
+
+
+class Rows(TableProjection, name="backup-rows", shards=2):
+    rows = Table(
+        "backup_rows", TableProjection.metadata, Column("number", Integer, primary_key=True)
+    )
+
+    @on(Kept)
+    def _kept(self, event: Kept) -> None:
+        self.put(self.rows, number=event.number)
+
+    @on(Kept, side_effect=True)
+    def _tell(self, event: Kept) -> None:
+        """So that a rebuild leaves the checkpoints where they are."""
+
+
+def test_followers_that_are_restored_with_the_log_miss_nothing(log: Restored) -> None:
+    Seen.numbers.clear()
+    with EventStore(log.url) as store:
+        keep(store, 1, 5)
+        store.catch_up(Seen)
+        log.back_up()
+        keep(store, 6, 10)
+        store.catch_up(Seen)
+    log.restore()
+    with EventStore(log.url) as store:
+        keep(store, 101, 109)
+        store.catch_up(Seen)
+    assert Seen.numbers == [*range(1, 11), *range(101, 110)]
+
+
+@pytest.mark.parametrize("follower", [Seen, Rows])
+def test_a_follower_is_told_of_a_log_that_is_not_its_own(
+    log: Restored, follower: type[Seen] | type[Rows]
+) -> None:
+    with EventStore(log.url) as store:
+        keep(store, 1, 10)
+        store.catch_up(follower)
+        with store.engine.begin() as connection:
+            connection.execute(update(events).where(events.c.position == 10).values(id=b"x" * 16))
+        keep(store, 11, 20)
+        assert {f.kind for f in verify(store) if f.is_error} == {"checkpoint"}
+        with pytest.raises(CheckpointAheadError) as caught:
+            store.catch_up(follower)
+        assert (caught.value.position, caught.value.is_replaced) == (10, True)
+        if follower is Rows:
+            store.accept(Rows)
+            with pytest.raises(CheckpointAheadError):
+                store.catch_up(Rows)
+            store.rebuild(Rows)
+            store.catch_up(Rows)
+            assert [finding for finding in verify(store) if finding.is_error] == []
+
+
+def test_a_followers_event_is_that_of_its_checkpoint(log: Restored) -> None:
+    """However the checkpoint has moved."""
+
+    def check(store: EventStore, shards: int) -> None:
+        found = Followers(store.log).find("backup-rows")
+        assert len(found) == shards
+        for row in found:
+            (record,) = store.read_all(until=row.position, backwards=True, limit=1)
+            assert (record.position, record.id.bytes) == (row.position, row.event)
+
+    with EventStore(log.url) as store:
+        keep(store, 1, 3)
+        store.catch_up(Rows)
+        check(store, 2)
+        keep(store, 4, 5)
+        store.rebuild(Rows)
+        store.catch_up(Rows)
+        check(store, 2)
+    with EventStore(log.url, in_step=[Rows]) as store:
+        check(store, 2)
+        keep(store, 6, 7)
+        store.leave_step(Rows)
+        check(store, 2)
+        Rows.__shards__ = 3
+        try:
+            store.catch_up(Rows)
+            check(store, 3)
+        finally:
+            Rows.__shards__ = 2
 
 
 class Absent:

@@ -101,7 +101,7 @@ def test_the_migrated_schema_is_that_of_the_tables(engine: Engine) -> None:
     schema.migrate(engine)
     assert differences(engine) == []
     migrated = described(engine)
-    assert len(migrated) == 14
+    assert len(migrated) == 15
     with engine.begin() as connection:
         metadata.drop_all(connection)
         metadata.create_all(connection)
