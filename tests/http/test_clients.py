@@ -65,7 +65,7 @@ class Client:
     def start(self, flow: str, *arguments: object) -> Iterator[Iterator[Any]]:
         """Start a flow; what it says, as it says it."""
         command = ["flows.mjs", flow, self._server, *map(str, arguments)]
-        run = self._node.start("node", *command, cwd=PACKAGES)
+        run = self._node.start(*command, cwd=PACKAGES)
         assert run.stdout is not None
         try:
             yield map(told, run.stdout)
