@@ -21,6 +21,7 @@ from eventstore.http.reading import Reader
 from eventstore.http.requests import Disconnected, Request, stream_path
 from eventstore.http.responses import Answer, Origins, Receive, Scope, Send, send_answer
 from eventstore.http.streaming import Streaming
+from eventstore.http.subscriptions import Subscriptions, concerns
 from eventstore.http.writing import Writing
 from eventstore.store import EventStore
 
@@ -28,7 +29,6 @@ logger = logging.getLogger(__name__)
 
 #: Threads that wait for the database, at the most.
 _THREADS: Final = 16
-_RESERVED: Final = "__ds"
 
 
 class DurableStreams:
@@ -65,6 +65,7 @@ class DurableStreams:
         origins: Iterable[str] = ("*",),
         is_public: bool = False,
         base_url: str | None = None,
+        local_webhooks: bool | None = None,
     ) -> None:
         """Nothing is opened or started before the first request.
 
@@ -73,6 +74,8 @@ class DurableStreams:
         `is_public`, shared caches may keep what streams made over HTTP have answered, if everybody
         may read them; never what aggregates have. `base_url` is what clients have in front of
         `root`, where that is not what they send as Host: "https://shop.example/log".
+        `local_webhooks` says whether webhooks may be on the server's own machine; by default those
+        of subscriptions that are made from there.
         """
         origins = tuple(origins)
         limits = limits or Limits()
@@ -91,6 +94,7 @@ class DurableStreams:
         if limits.requests_per_second is not None:
             self._rates = Rates(limits.requests_per_second, limits.burst)
         self._is_public = is_public
+        self._local_webhooks = local_webhooks
         self._running: _Running | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -132,10 +136,11 @@ class DurableStreams:
         if method == "OPTIONS":
             headers = self._origins.preflight(origin)
             return Answer(204, {k.decode(): v.decode("latin-1") for k, v in headers})
-        request = Request(scope, stream_path(self._encoded_path(scope)))
+        encoded = self._encoded_path(scope)
         running = self._run()
-        if request.path.partition("/")[0] == _RESERVED:
-            raise Problem(404, "there is no such control API")
+        if concerns(encoded):
+            return await running.subscriptions.answer(scope, encoded, receive)
+        request = Request(scope, stream_path(encoded))
         if method in ("GET", "HEAD"):
             common = self._origins.common(origin)
             if "live" not in request.query:
@@ -218,10 +223,22 @@ class _Running:
             timeout=app._timeout,
             is_public=app._is_public,
         )
+        self.subscriptions = Subscriptions(
+            log,
+            self.hub,
+            self.hops,
+            self.committer,
+            app._authorize,
+            app._bodies,
+            app._root.decode(),
+            app._base_url,
+            app._local_webhooks,
+        )
         self._expiring = asyncio.create_task(expire(log, self.hops, self.committer))
 
     async def close(self) -> None:
         self._expiring.cancel()
+        await self.subscriptions.close()
         thread = self.hub.close()
         await self.committer.finish()
         loop = asyncio.get_running_loop()

@@ -19,6 +19,7 @@ def upgrade() -> None:
         sa.Column("id", _name, nullable=False),
         sa.Column("type", _name, nullable=False),
         sa.Column("pattern", _name),
+        sa.Column("streams", sa.Text, nullable=False),
         sa.Column("url", _name),
         sa.Column("wake_stream", _name),
         sa.Column("lease_ttl", sa.BigInteger, nullable=False),
