@@ -118,6 +118,13 @@ def store(database_url: str) -> Iterator[EventStore]:
         yield opened
 
 
+@pytest.fixture
+def file_store(sqlite_url: str) -> Iterator[EventStore]:
+    """For what is the same on each database."""
+    with EventStore(sqlite_url) as opened:
+        yield opened
+
+
 def messages(store: EventStore, stream: str = STREAM, after: int = 0) -> list[dict[str, Any]]:
     return [json.loads(record.data) for record in store.read(stream, after=after)]
 
@@ -184,7 +191,10 @@ def test_each_changed_row_of_a_transaction_is_told_once(store: EventStore) -> No
     assert (record.type, record.schema_version) == ("$json", 1)
 
 
-def test_rows_go_before_those_that_they_refer_to_and_come_after_them(store: EventStore) -> None:
+def test_rows_go_before_those_that_they_refer_to_and_come_after_them(
+    file_store: EventStore,
+) -> None:
+    store = file_store
     store.append("told/red", Booked(1, "Ann"))
     store.catch_up(Seats)
     store.delete_stream("told/red")
@@ -196,7 +206,8 @@ def test_rows_go_before_those_that_they_refer_to_and_come_after_them(store: Even
     assert agrees(store)
 
 
-def test_what_comes_to_nothing_is_not_told(store: EventStore) -> None:
+def test_what_comes_to_nothing_is_not_told(file_store: EventStore) -> None:
+    store = file_store
     store.append("told/red", [Booked(1, "Ann")])
     store.catch_up(Seats)
     told = store.version(STREAM)
@@ -224,7 +235,8 @@ def test_a_log_that_is_quiet_stays_quiet(store: EventStore) -> None:
     assert agrees(store)
 
 
-def test_a_reader_of_the_log_follows_the_changes_live(store: EventStore) -> None:
+def test_a_reader_of_the_log_follows_the_changes_live(file_store: EventStore) -> None:
+    store = file_store
     with store.subscribe(categories=["projections"]) as subscription, store.runner(Seats):
         store.append("told/red", Booked(1, "Ann"))
         record = next(subscription)
@@ -450,14 +462,16 @@ def test_many_rows_are_told_page_by_page(
     assert len(folded(store)) == 11
 
 
-def test_a_stream_that_is_not_its_own_is_refused(store: EventStore) -> None:
+def test_a_stream_that_is_not_its_own_is_refused(file_store: EventStore) -> None:
+    store = file_store
     store.append(STREAM, Booked(1, "Ann"))
     with pytest.raises(InvalidArgumentError, match="told-booked"):
         store.catch_up(Seats)
     assert store.status() == []
 
 
-def test_a_stream_that_was_deleted_stops_it_until_it_has_another(store: EventStore) -> None:
+def test_a_stream_that_was_deleted_stops_it_until_it_has_another(file_store: EventStore) -> None:
+    store = file_store
     store.append("told/red", Booked(1, "Ann"))
     store.catch_up(Seats)
     store.delete_stream(STREAM)
