@@ -22,6 +22,7 @@ from eventstore.log.base import Log
 from eventstore.log.followers import Checkpoint, Followers
 from eventstore.log.parked import ParkedEvents
 from eventstore.log.transactions import lock_name
+from eventstore.projections.changes import marked
 from eventstore.projections.places import make_living
 from eventstore.projections.table_projection import TableProjection
 from eventstore.projections.told import Told
@@ -45,8 +46,7 @@ def code_of(cls: FollowerClass) -> tuple[int, str]:
 @cache
 def _fingerprint(cls: type[TableProjection]) -> str:
     found = read_model_fingerprint(cls, cls.__handlers__, cls.__tables__)
-    # Its stream has to tell of every row, so a new one is as good as new tables.
-    return found if cls.__changes__ is None else f"{found} {cls.__changes__.name}"
+    return marked(found, cls.__changes__)
 
 
 def check_code(cls: FollowerClass, version: int, fingerprint: str) -> None:

@@ -285,7 +285,7 @@ class _WatchedBuffer(WriteBuffer):
 
 
 def marked(fingerprint: str, declared: ChangeStream | None) -> str:
-    """A projection's fingerprint, with the stream that has to tell of every row of its tables."""
+    """A projection's fingerprint, with its stream: a new one would not know of its tables' rows."""
     return fingerprint if declared is None else f"{fingerprint} {declared.name}"
 
 
