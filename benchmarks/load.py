@@ -31,12 +31,20 @@ def main() -> None:
     results = []
     with harness.folder() as folder, ExitStack() as stack:
         hand, store = contenders.sqlite(folder, "relaxed", stack)
-        peer = contenders.sqlite_peer(folder, "relaxed", stack)
-        results += workloads("SQLite NORMAL", hand, hand.load, store, peer)
-    with harness.postgres() as new_database, ExitStack() as stack:
+        cached = stack.enter_context(
+            EventStore(
+                f"sqlite:///{folder / 'ours-relaxed.db'}", durability="relaxed", cache=10_000
+            )
+        )
+        peers = [contenders.sqlite_peer(folder, "relaxed", stack)]
+        emmett = contenders.emmett("sqlite", str(folder / "emmett.db"), stack)
+        results += workloads("SQLite NORMAL", hand, hand.load, (store, cached), peers, emmett)
+    with harness.folder() as folder, harness.postgres() as new_database, ExitStack() as stack:
         pg_hand, store = contenders.postgres(new_database, stack)
-        peer = contenders.postgres_peer(new_database, stack)
-        results += workloads("PostgreSQL", pg_hand, pg_hand.stream, store, peer)
+        cached = stack.enter_context(EventStore(store.engine.url, cache=10_000))
+        peers = [contenders.postgres_peer(new_database, stack), contenders.umadb(folder, stack)]
+        emmett = contenders.emmett("postgres", new_database(), stack)
+        results += workloads("PostgreSQL", pg_hand, pg_hand.stream, (store, cached), peers, emmett)
     harness.report("Aggregates loaded (events a second; commands; states)", results)
 
 
@@ -44,14 +52,20 @@ def workloads(
     database: str,
     hand: raw.Sqlite | raw.Postgres,
     load_long: Callable[[str], raw.Account],
-    store: EventStore,
-    peer: Any,
+    stores: tuple[EventStore, EventStore],
+    peers: list[Any],
+    emmett: Any,
 ) -> list[Result]:
-    """All of this file on one database; `load_long` is the better way for 10,000 events."""
+    """All of this file on one database; `load_long` is the better way for 10,000 events.
+
+    `stores` are of one database, the second one with a cache.
+    """
+    peers = [peer for peer in peers if peer is not None]
     return [
-        *lengths(database, hand, load_long, store, peer),
-        commands(database, hand, store, peer),
-        past(database, store),
+        *(lengths(database, hand, load_long, stores[0], peers, emmett, *each) for each in LENGTHS),
+        commands(database, hand, stores[0], peers, emmett),
+        commands(f"{database}, cached", hand, stores[1], [], None),
+        past(database, stores[0]),
     ]
 
 
@@ -60,42 +74,73 @@ def lengths(
     hand: raw.Sqlite | raw.Postgres,
     load_long: Callable[[str], raw.Account],
     store: EventStore,
-    peer: Any,
-) -> list[Result]:
-    results = []
-    for length, times, goal in LENGTHS:
-        times = harness.sized(times)
-        id = f"of-{length}"
-        fill_by_hand(hand, [id], length)
-        fill(store, [id], length)
-        load = load_long if length == 10_000 else hand.load
-        runs = {
-            "raw": loading(load, id, times),
-            "ours": loading(partial(store.load, Account), id, times),
-        }
-        if peer is not None:
-            runs[peer.name] = loading(peer.load, peer.fill(1, length)[0], times)
-        name = f"{database}, load {length:,} events"
-        results.append(harness.measure(Workload(name, times * length, runs, goal)))
-    return results
+    peers: list[Any],
+    emmett: Any,
+    length: int,
+    times: int,
+    goal: float,
+) -> Result:
+    """One aggregate of so many events, so many times."""
+    times = harness.sized(times)
+    few = max(1, times // 5)
+    id = f"of-{length}"
+    fill_by_hand(hand, [id], length)
+    fill(store, [id], length)
+    load = load_long if length == 10_000 else hand.load
+    runs = {
+        "raw": loading(load, id, times),
+        "ours": loading(partial(store.load, Account), id, times),
+    }
+    sizes = {}
+    for peer in peers:
+        runs[peer.name] = loading(peer.load, peer.fill(1, length)[0], few)
+        sizes[peer.name] = few * length
+    if emmett is not None:
+        runs[emmett.name] = partial(emmett.load, emmett.fill(1, length) * few)
+        sizes[emmett.name] = few * length
+    ahead = {"eventsourcing": 3.0} if "eventsourcing" in runs else {}
+    name = f"{database}, load {length:,} events"
+    return harness.measure(Workload(name, times * length, runs, goal, ahead, sizes))
 
 
 def commands(
-    database: str, hand: raw.Sqlite | raw.Postgres, store: EventStore, peer: Any
+    database: str, hand: raw.Sqlite | raw.Postgres, store: EventStore, peers: list[Any], emmett: Any
 ) -> Result:
-    """Load an aggregate of 20 events, one command, save: each on an aggregate not used before."""
+    """Load an aggregate of 20 events, one command, save: each on an aggregate not used before.
+
+    A store with a cache has loaded each once.
+    """
     size = harness.sized(COMMANDS)
-    total = size * (harness.ROUNDS + 1)
-    ids = [f"busy-{number}" for number in range(total)]
+    few = max(1, size // 5)
+    ids = [f"{database}-{number}" for number in range(size * (harness.ROUNDS + 1))]
     fill_by_hand(hand, ids, 20)
     fill(store, ids, 20)
     runs = {
         "raw": commanding(hand.load, hand.save, iter(ids), size),
-        "ours": commanding(partial(store.load, Account), store.save, iter(ids), size),
+        "ours": transacting(store, iter(ids), size),
     }
-    if peer is not None:
-        runs[peer.name] = commanding(peer.load, peer.save, iter(peer.fill(total, 20)), size)
-    return harness.measure(Workload(f"{database}, load 20, command, save", size, runs, 0.80))
+    goal = 0.80
+    if store._cache is not None:
+        goal = 1.5
+        others = [f"{id}-kept" for id in ids]
+        fill_by_hand(hand, others, 20)
+        kept = {id: hand.load(id) for id in others}
+        runs["raw, kept"] = commanding(kept.__getitem__, hand.save, iter(others), size)
+        for id in ids:
+            store.load(Account, id)
+    sizes = {}
+    total = few * (harness.ROUNDS + 1)
+    for peer in peers:
+        runs[peer.name] = commanding(peer.load, peer.save, iter(peer.fill(total, 20)), few)
+        sizes[peer.name] = few
+    if emmett is not None:
+        streams = iter(emmett.fill(total, 20))
+        runs[emmett.name] = lambda: emmett.load(list(islice(streams, few)), command=True)
+        sizes[emmett.name] = few
+    ahead = dict.fromkeys(sizes, 1.0)
+    return harness.measure(
+        Workload(f"{database}, load 20, command, save", size, runs, goal, ahead, sizes)
+    )
 
 
 def past(database: str, store: EventStore) -> Result:
@@ -143,6 +188,14 @@ def commanding(
             account = load(id)
             account.deposit(1)
             save(account)
+
+    return run
+
+
+def transacting(store: EventStore, ids: Iterator[str], times: int) -> Run:
+    def run() -> None:
+        for id in islice(ids, times):
+            store.transact(Account, id, Account.deposit, 1)
 
     return run
 
