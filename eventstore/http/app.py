@@ -9,6 +9,7 @@ from typing import Final
 from urllib.parse import quote
 
 from eventstore.aggregate import Aggregate
+from eventstore.aio import AsyncEventStore
 from eventstore.aio.hops import Hops
 from eventstore.errors import EventStoreError, LogLockedError, LogUnavailableError
 from eventstore.http.access import Authorize, LocalOnly, allow_all
@@ -55,7 +56,7 @@ class DurableStreams:
 
     def __init__(
         self,
-        store: EventStore,
+        store: EventStore | AsyncEventStore,
         *,
         root: str = "/v1/stream",
         authorize: Authorize | None = None,
@@ -201,7 +202,8 @@ class _Running:
     """What an application needs on its event loop."""
 
     def __init__(self, app: DurableStreams) -> None:
-        log = app.store.log
+        store = app.store
+        log = store.log if isinstance(store, EventStore) else store.sync.log
         self.hops = Hops(_THREADS)
         self.reader = Reader(log)
         self.hub = Hub(log, self.hops, self.reader)
