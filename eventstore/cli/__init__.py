@@ -115,6 +115,14 @@ def _parser() -> argparse.ArgumentParser:
         default=[],
         help="the application's events and aggregates, so that they are looked at as well",
     )
+    verify.add_argument(
+        "--anchor",
+        dest="anchors",
+        metavar="ANCHOR",
+        action="append",
+        default=[],
+        help="what `eventstore seal` has printed once: the log has to have that very past still",
+    )
     verify.add_argument("--json", action="store_true", help="for programs: an object a line")
     verify.add_argument(
         "--repair",
@@ -122,6 +130,15 @@ def _parser() -> argparse.ArgumentParser:
         help="delete snapshots and folds that are wrong, compute heads anew; never an event",
     )
     verify.set_defaults(run=commands.verify)
+
+    seal = subparsers.add_parser(
+        "seal",
+        parents=[database],
+        help="extend the chain of hashes to the end of the log, and print its anchor",
+        description="Keep the anchor where nobody can reach it who may write to the database.",
+    )
+    seal.add_argument("--every", type=_seconds, metavar="SECONDS", help="again and again")
+    seal.set_defaults(run=commands.seal)
 
     serving.add_to(subparsers)
     return parser

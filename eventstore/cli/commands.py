@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import time
 from collections.abc import Iterator
 
 from eventstore import EventStore, EventStoreError, InvalidArgumentError, TableProjection, schema
@@ -22,7 +23,8 @@ from eventstore.cli.targets import find, import_module
 from eventstore.cli.workers import Workers
 from eventstore.log.opening import open_engine
 from eventstore.log.tables import REVISION
-from eventstore.verification import Finding
+from eventstore.verification import Anchor, Finding
+from eventstore.verification import seal as extend_chain
 from eventstore.verification import verify as findings_of
 
 
@@ -138,11 +140,30 @@ def _findings(options: argparse.Namespace) -> Iterator[Finding]:
     for module in options.modules:
         import_module(module, module)
     projections = [_projection(word) for word in options.words if "://" not in word]
+    anchors = [Anchor.parse(text) for text in options.anchors]
     url = urls[0] if urls else _url(options)
     with EventStore(url, migrate=False) as store, show_walk(quiet=options.json) as progress:
         yield from findings_of(
-            store, projections=projections, repair=options.repair, progress=progress
+            store,
+            projections=projections,
+            anchors=anchors,
+            repair=options.repair,
+            progress=progress,
         )
+
+
+def seal(options: argparse.Namespace) -> int:
+    """Extend the chain, once or again and again; print each new anchor."""
+    told = None
+    with EventStore(_url(options), migrate=False) as store:
+        while True:
+            anchor = extend_chain(store)
+            if anchor is not None and anchor != told:
+                print(anchor, flush=True)
+                told = anchor
+            if options.every is None:
+                return 0
+            time.sleep(options.every)
 
 
 def _discard(store: EventStore, name: str, position: int, stream: str | None) -> None:

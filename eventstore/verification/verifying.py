@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from eventstore.log.transactions import reading
 from eventstore.projections.table_projection import TableProjection
 from eventstore.verification.caches import Caches
+from eventstore.verification.chain import Anchor, ChainCheck
 from eventstore.verification.comparing import compare
 from eventstore.verification.findings import Finding, Report, Walked
 from eventstore.verification.followers import check_followers, check_keys, check_parked
@@ -23,6 +24,7 @@ def verify(
     store: EventStore,
     *,
     projections: Iterable[type[TableProjection]] = (),
+    anchors: Iterable[Anchor] = (),
     repair: bool = False,
     progress: Report | None = None,
 ) -> Iterator[Finding]:
@@ -40,6 +42,8 @@ def verify(
     - "key": an idempotency key with receipts that make no sense
     - "snapshot", "fold": a kept state that is not what a replay comes to
     - "checkpoint", "follower", "parked": a follower's rows make no sense
+    - "altered", "removed", "unsealed": since the log was sealed (see `seal`); "seal": the chain
+      itself is broken; "anchor": the chain is not the one that one of `anchors` was taken from
     - "projection": one of `projections` differs from a rebuild at its checkpoint
 
     and of notes, which are no errors: "unknown" and "newer" (events whose classes, or code, this
@@ -52,6 +56,7 @@ def verify(
     report: Report = progress or _untold
     yield from _database(log.engine)
     yield from Streams(log, report, repair=repair).findings()
+    yield from ChainCheck(log, anchors, report).findings()
     yield from check_keys(log)
     yield from Caches(log, report, repair=repair).findings()
     yield from check_followers(log)
