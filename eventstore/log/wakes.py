@@ -314,7 +314,7 @@ class Wakes:
                 found.update({row[0]: Tail(*row) for row in rows})
         return found
 
-    def every_tail(self, prefix: str, connection: Connection | None = None) -> Iterator[Tail]:
+    def every_tail(self, prefix: str) -> Iterator[Tail]:
         """All streams that there are at or below a path; of all, with ""."""
         for query, name in zip(
             self._existing(lambda column: column > bindparam("after")),
@@ -326,7 +326,7 @@ class Wakes:
             after = ""
             while True:
                 page = query.order_by(name).limit(PAGE)
-                rows = self._rows(page, connection, now=moments.now(), after=after)
+                rows = self._rows(page, now=moments.now(), after=after)
                 yield from (Tail(*row) for row in rows)
                 if len(rows) < PAGE:
                     break

@@ -85,15 +85,18 @@ class Webhooks:
             raise Failed(str(error) or type(error).__name__) from error
 
     async def _post(self, where: Target, body: bytes, key: SigningKey) -> bool:
+        response = await self._send(where, body, key)
+        try:
+            if not response.is_success:
+                raise Failed(f"the receiver answered {response.status_code}")
+            return _is_done(await _start_of(response))
+        finally:
+            await response.aclose()
+
+    async def _send(self, where: Target, body: bytes, key: SigningKey) -> httpx.Response:
+        """The start of the answer. To an address that was checked: asked again, DNS might lie."""
         httpx = _httpx()
-        if self._client is None:
-            # Without kept connections: one to an address was made for one name's certificate.
-            self._client = httpx.AsyncClient(
-                timeout=None,
-                trust_env=False,
-                follow_redirects=False,
-                limits=httpx.Limits(max_keepalive_connections=0),
-            )
+        client = self._opened()
         url = httpx.URL(where.url)
         headers = {
             "Host": url.netloc.decode("ascii"),
@@ -103,21 +106,34 @@ class Webhooks:
             "Accept-Encoding": "identity",
             "User-Agent": "eventstore",
         }
-        # To the address that was checked: asked again, the name might have another one.
-        request = self._client.build_request(
-            "POST",
-            url.copy_with(host=await resolved(where)),
-            headers=headers,
-            content=body,
-            extensions={"sni_hostname": where.host},
-        )
-        response = await self._client.send(request, stream=True)
-        try:
-            if not response.is_success:
-                raise Failed(f"the receiver answered {response.status_code}")
-            return _is_done(await _start_of(response))
-        finally:
-            await response.aclose()
+        *others, last = await resolved(where)
+        for address in (*others, last):
+            request = client.build_request(
+                "POST",
+                url.copy_with(host=address),
+                headers=headers,
+                content=body,
+                extensions={"sni_hostname": where.host},
+            )
+            try:
+                return await client.send(request, stream=True)
+            except httpx.ConnectError:
+                if address == last:
+                    raise
+        raise AssertionError("the last address either answers or raises")
+
+    def _opened(self) -> httpx.AsyncClient:
+        client = self._client
+        if client is None:
+            httpx = _httpx()
+            # Without kept connections: one to an address was made for one name's certificate.
+            client = self._client = httpx.AsyncClient(
+                timeout=None,
+                trust_env=False,
+                follow_redirects=False,
+                limits=httpx.Limits(max_keepalive_connections=0),
+            )
+        return client
 
     async def close(self) -> None:
         """Give back what was opened."""

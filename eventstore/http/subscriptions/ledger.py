@@ -11,7 +11,7 @@ import random
 import secrets
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
 from sqlalchemy import Connection
 
@@ -97,6 +97,11 @@ class Ledger:
         def matches(path: str) -> bool:
             return glob is not None and interests.matches(glob, path) and path != wanted.wake_stream
 
+        # Before the transaction, which keeps all other writers of SQLite waiting.
+        tails: list[Tail] = []
+        if glob is not None:
+            every = self.wakes.every_tail(glob.prefix)
+            tails = [tail for tail in every if matches(tail.path)]
         made = False
         while not made:
             with self.wakes.transaction() as connection:
@@ -117,12 +122,9 @@ class Ledger:
                     made = self.wakes.add(connection, wanted)
                 if made:
                     self._link(connection, wanted.id, streams, matches)
-                    if glob is not None:
-                        every = self.wakes.every_tail(glob.prefix, connection)
-                        tails = [tail for tail in every if matches(tail.path)]
-                        self.wakes.link(connection, wanted.id, tails, matches, explicit=False)
+                    self.wakes.link(connection, wanted.id, tails, matches, explicit=False)
         if glob is not None:
-            # Streams that were made while these were listed.
+            # Streams that were made since these were listed: they are new from their start.
             self._discover(wanted.id, glob, matches)
         self.settle(wanted.id)
         return wanted, True
@@ -386,8 +388,16 @@ def is_addressable(path: str) -> bool:
 
 def wake_of(found: Subscription) -> Wake:
     """The state of a subscription."""
-    stored: tuple[Any, ...] = found
-    return Wake(*stored[-len(Wake._fields) :])
+    return Wake(
+        found.generation,
+        found.phase,
+        found.wake_id,
+        found.holder,
+        found.lease_until,
+        found.due_at,
+        found.attempt,
+        found.failures,
+    )
 
 
 def _with(found: Subscription, wake: Wake) -> Subscription:

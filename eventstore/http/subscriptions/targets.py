@@ -24,6 +24,7 @@ _NUMBER: Final = re.compile(r"[0-9]+|0x[0-9a-f]*", re.ASCII)
 #: Names that mean something within a network only.
 _INNER: Final = ("localhost", "local", "internal", "intranet", "lan", "home", "corp", "localdomain")
 _NAT64: Final = ipaddress.IPv6Network("64:ff9b::/96")
+_NAT64_INNER: Final = ipaddress.IPv6Network("64:ff9b:1::/48")
 
 
 class Target(NamedTuple):
@@ -106,13 +107,16 @@ def is_public(address: Address) -> bool:
             inner = ipaddress.IPv4Address(int(address) & 0xFFFF_FFFF)
         if inner is not None:
             return is_public(inner)
-        if address.teredo is not None or address.is_site_local:
+        if address.teredo is not None or address.is_site_local or address in _NAT64_INNER:
             return False
     return address.is_global and not address.is_multicast and not address.is_reserved
 
 
-async def resolved(target: Target) -> str:
-    """An address to connect to. Raises Refused if any that the name has is not allowed, OSError."""
+async def resolved(target: Target) -> list[str]:
+    """Addresses to connect to, the best first. Raises OSError.
+
+    Raises Refused if the name has any that is not allowed.
+    """
     found = await asyncio.get_running_loop().getaddrinfo(
         target.host, target.port, type=socket.SOCK_STREAM
     )
@@ -120,7 +124,7 @@ async def resolved(target: Target) -> str:
     for address in addresses:
         if not (_is_loopback(address) if target.is_local else is_public(address)):
             raise _rejected(f"{target.host} has the address {address}, which is not allowed")
-    return str(addresses[0])
+    return [str(address) for address in addresses]
 
 
 def _is_loopback(address: Address) -> bool:
