@@ -5,15 +5,17 @@ VENV := .venv
 BIN := $(VENV)/bin
 REPO ?=
 PORT ?= 8000
+MINUTES ?= 10
 QUICK ?=
 EMMETT := benchmarks/peers/emmett
 
-.PHONY: help demo page test check format bench clean
+.PHONY: help demo page test faults check format bench clean
 
 help:
 	@echo "make demo    import a git repository's history, ask for its past, check it against git (REPO=path)"
 	@echo "make page    an order on a page, live in every tab, and its past under a slider (PORT=8000)"
 	@echo "make test    run the tests, on SQLite and on a real PostgreSQL"
+	@echo "make faults  kill, cut and fill everything for a while, and compare (MINUTES=10)"
 	@echo "make check   check format, lint and types, then run the tests"
 	@echo "make format  format the code"
 	@echo "make bench   measure speed against the raw driver and peers (QUICK=1: two minutes)"
@@ -27,6 +29,9 @@ page: $(VENV)/page
 
 test: $(VENV)/test
 	$(BIN)/python -m pytest -n auto
+
+faults: $(VENV)/test
+	$(BIN)/python tests/faults/run.py --minutes $(MINUTES)
 
 check: $(VENV)/dev
 	$(BIN)/ruff format --check .

@@ -197,7 +197,12 @@ def recorded(paths: Iterable[Path]) -> History:
 def _add(scans: list[Scan], scan: Scan) -> None:
     """A follower writes down each event by itself: together they are one scan."""
     last = scans[-1] if scans else None
-    if last is None or last.to_the_end or scan.to_the_end or last.entries[-1].position != scan.after:
+    if (
+        last is None
+        or last.to_the_end
+        or scan.to_the_end
+        or last.entries[-1].position != scan.after
+    ):
         scans.append(scan)
     else:
         last.entries += scan.entries

@@ -1,0 +1,138 @@
+"""Campaigns on every kind of database, for some time; what was done and lost, as a table and JSON.
+
+    python tests/faults/run.py --minutes 30
+
+What each kind promises, and is held to:
+
+- `sqlite full`, `postgres on`: what was acknowledged is there, whatever dies.
+- `sqlite normal`: the same while the machine lives. When it loses its power, the last acknowledged
+  appends may be lost: whole ones, and from the end only.
+- `postgres off`: that may happen whenever the server dies.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import random
+import shutil
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Final
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "history"))
+
+from campaign import Campaign, Counts, Durability
+from postgres_campaign import PostgresCampaign
+from server import Server
+from sqlite_campaign import SqliteCampaign
+
+DURABILITY: Final[dict[str, Durability]] = {
+    "sqlite full": "full",
+    "sqlite normal": "relaxed",
+    "postgres on": "full",
+    "postgres off": "relaxed",
+}
+
+
+def run(
+    kinds: Sequence[str],
+    seed: str,
+    goes_on: Callable[[int], bool],
+    *,
+    seconds: float = 2.0,
+    rounds: int = 10,
+) -> dict[str, Counts]:
+    """Campaigns of so many rounds, of each kind in turn, while `goes_on` (the number of rounds).
+
+    Raises what a campaign does when a promise was broken; its files are then left behind.
+    """
+    counts = {kind: Counts(Counter(), Counter(), Counter(), Counter()) for kind in kinds}
+    done = number = 0
+    with contextlib.ExitStack() as stack:
+        server: Server | None = None
+        while goes_on(done):
+            kind = kinds[number % len(kinds)]
+            number += 1
+            if server is None and kind.startswith("postgres"):
+                server = stack.enter_context(contextlib.closing(Server()))
+            with _campaign(kind, f"{seed} {number}", counts[kind], server) as campaign:
+                campaign.begin()
+                for _ in range(rounds):
+                    campaign.round(seconds)
+                    done += 1
+                    if not goes_on(done):
+                        break
+                campaign.finish()
+    return counts
+
+
+@contextlib.contextmanager
+def _campaign(kind: str, seed: str, counts: Counts, server: Server | None) -> Iterator[Campaign]:
+    folder = Path(tempfile.mkdtemp(prefix="eventstore-campaign-"))
+    arguments = (DURABILITY[kind], folder, f"{kind} {seed}", counts)
+    campaign: Campaign
+    if server is None or kind.startswith("sqlite"):
+        campaign = SqliteCampaign(*arguments)
+    else:
+        campaign = PostgresCampaign(server, *arguments)
+    try:
+        yield campaign
+    finally:
+        campaign.close()
+    shutil.rmtree(folder)
+
+
+def table(counts: Mapping[str, Counts]) -> str:
+    """A line a thing that was counted, a column a kind of database."""
+    lines = [["", *counts]]
+    for name in Counts._fields:
+        whats = sorted(set().union(*(getattr(count, name) for count in counts.values())))
+        for what in whats:
+            label = what if name == "rounds" else f"{_LABELS[name]}: {what}"
+            lines.append([label, *(f"{getattr(c, name)[what]:,}" for c in counts.values())])
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    shown = []
+    for label, *numbers in lines:
+        right = (n.rjust(width) for n, width in zip(numbers, widths[1:], strict=True))
+        shown.append("| " + " | ".join([label.ljust(widths[0]), *right]) + " |")
+    shown.insert(
+        1, "|" + "|".join(["-" * (widths[0] + 2), *("-" * (w + 1) + ":" for w in widths[1:])]) + "|"
+    )
+    return "\n".join(shown)
+
+
+_LABELS: Final = {"faults": "fault", "operations": "done", "lost": "lost, as it may be"}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--minutes", type=float, default=5.0)
+    parser.add_argument("--most", type=int, default=10**9, help="rounds in all")
+    parser.add_argument("--kinds", nargs="+", choices=list(DURABILITY), default=list(DURABILITY))
+    parser.add_argument("--seed", default=str(random.SystemRandom().randrange(10**9)))
+    parser.add_argument("--seconds", type=float, default=2.0, help="of a round")
+    parser.add_argument("--rounds", type=int, default=10, help="on one database")
+    options = parser.parse_args()
+    began = time.monotonic()
+    print(f"seed {options.seed}", flush=True)  # noqa: T201
+    counts = run(
+        options.kinds,
+        options.seed,
+        lambda done: done < options.most and time.monotonic() - began < options.minutes * 60,
+        seconds=options.seconds,
+        rounds=options.rounds,
+    )
+    print(table(counts))  # noqa: T201
+    print(json.dumps({kind: count._asdict() for kind, count in counts.items()}))  # noqa: T201
+
+
+if __name__ == "__main__":
+    main()
