@@ -126,9 +126,12 @@ def _foreign_connection(scope: Scope) -> str | None:
             f"the client's address is {client[0]!r}"
             " (a test client may be given another: client=('127.0.0.1', 0))"
         )
-    if server and server[1] is not None and not _is_local(server[0].encode()):
-        return f"the request came in at {server[0]!r}"
-    return None
+    if not server or server[1] is None:
+        return None
+    at: str = server[0]
+    if is_loopback(at) or _is_local(at.encode()):
+        return None
+    return f"the request came in at {at!r}"
 
 
 @lru_cache(maxsize=1024)
