@@ -80,7 +80,7 @@ class DurableStreams:
         """
         origins = tuple(origins)
         limits = limits or Limits()
-        self.store = store
+        self._store = store
         self._root = root.rstrip("/").encode()
         self._origins = Origins(origins)
         self._authorize: Authorize | None = None
@@ -97,6 +97,11 @@ class DurableStreams:
         self._is_public = is_public
         self._local_webhooks = local_webhooks
         self._running: _Running | None = None
+
+    @property
+    def store(self) -> EventStore:
+        """The store whose streams these are."""
+        return self._store if isinstance(self._store, EventStore) else self._store.sync
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
@@ -202,8 +207,7 @@ class _Running:
     """What an application needs on its event loop."""
 
     def __init__(self, app: DurableStreams) -> None:
-        store = app.store
-        log = store.log if isinstance(store, EventStore) else store.sync.log
+        log = app.store.log
         self.hops = Hops(_THREADS)
         self.reader = Reader(log)
         self.hub = Hub(log, self.hops, self.reader)

@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 from asgi import Client, client_of
 
-from eventstore import Aggregate, AsyncEventStore, Event, EventStore, on
+from eventstore import Aggregate, Event, EventStore, on
+from eventstore.aio import AsyncEventStore
 from eventstore.http import DurableStreams
 from eventstore.http.live import Hub
 from eventstore.http.reading import Reader
