@@ -25,7 +25,6 @@ from sqlalchemy import (
     true,
     type_coerce,
 )
-from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.types import JSON, Float, Numeric, Text, TypeEngine
 
 #: Numbers in floating point are the same if they differ by no more than this part: sums of them
@@ -160,9 +159,13 @@ class _Comparison:
         value = side.c[name]
         if name in self._changed:
             return cast(value, Text)
-        if isinstance(value.type, JSON):  # PostgreSQL's own json cannot be
-            return cast(value, JSONB) if self._is_postgres else type_coerce(value, Text)
-        return value
+        if not isinstance(value.type, JSON):
+            return value
+        if not self._is_postgres:
+            return type_coerce(value, Text)
+        from sqlalchemy.dialects.postgresql import JSONB  # 20 ms, which most programs never need
+
+        return cast(value, JSONB)  # its own json cannot be compared
 
     def _difference(self, living: Any, rebuilt: Any) -> Difference:
         return Difference(self._table.name, self._shown(living), self._shown(rebuilt))
