@@ -19,7 +19,8 @@ _ADDRESS = re.compile(r"https?://[\w.]+:[1-9]\d*")
 
 def eventstore_serve(url: str, *options: str) -> list[str]:
     """The command that serves the streams of the database at `url`, on any free port."""
-    return [sys.executable, str(Path(__file__).with_name("served.py")), url, *options]
+    command = [sys.executable, "-m", "eventstore", "serve", url, "--port", "0"]
+    return [*command, "--no-access-log", *options]
 
 
 @contextmanager
