@@ -188,10 +188,10 @@ class _Checking:
         parts = attempts[0].parts
         start = min(append.start for append in attempts)
         effect = _effect(op, start, acknowledged, entries)
-        torn = [entry.n for entry in entries] != list(range(sum(part.count for part in parts)))
+        torn = [entry.n for entry in entries] != list(range(sum(part.events for part in parts)))
         for part in parts:
             first, last = effect.versions.get(part.stream, (0, 0))
-            torn = torn or last - first + 1 != part.count
+            torn = torn or last - first + 1 != part.events
             if not _allows(part.expected, first - 1):
                 self.wrong.append(f"{op} expected {part} and was written at {first - 1}")
         if torn:
@@ -252,8 +252,8 @@ class _Checking:
             what = f"a reader of the log up to {last or scan.after}"
             high = (last or scan.after) if scan.to_the_end else NEVER
             whole.append(Span(scan.start, scan.end, last, high, what))
-        for stream in spans.values():
-            self.wrong += in_real_time(stream)
+        for of_stream in spans.values():
+            self.wrong += in_real_time(of_stream)
         self.wrong += in_real_time(whole)
         self.wrong += _agree(seen, log)
 
@@ -264,7 +264,11 @@ def _stretch(history: History, begin: int, end: int) -> History:
     def within(what: Append | Read | Scan) -> bool:
         return begin <= what.start and what.end <= end
 
-    return History(*(list(filter(within, kind)) for kind in history))
+    return History(
+        [append for append in history.appends if within(append)],
+        [read for read in history.reads if within(read)],
+        [scan for scan in history.scans if within(scan)],
+    )
 
 
 def _agree(history: History, log: Sequence[Entry] | None) -> Iterator[str]:
@@ -298,7 +302,7 @@ def _receipt(attempts: list[Append]) -> Effect | None:
     if told is None:
         return None
     versions = {
-        part.stream: (version - part.count + 1, version)
+        part.stream: (version - part.events + 1, version)
         for part, (version, _) in zip(told.parts, told.receipts, strict=True)
     }
     # Where each stream's last one is: an event that is certain to be there.

@@ -40,7 +40,7 @@ class Part(NamedTuple):
     """Events for one stream of an append. `expected` is a version, or a word: "any"."""
 
     stream: str
-    count: int
+    events: int
     expected: int | str = "any"
 
 
@@ -110,7 +110,7 @@ class History(NamedTuple):
     scans: list[Scan]
 
     @property
-    def count(self) -> int:
+    def total(self) -> int:
         return len(self.appends) + len(self.reads) + len(self.scans)
 
 

@@ -18,7 +18,7 @@ LOG = [
 X = Append("x", [Part(A, 2)], 10, 20, "acknowledged", [(2, 2)])
 Y = Append("y", [Part(B, 1, "no stream")], 30, 40, "acknowledged", [(1, 4)])
 Z = Append("z", [Part(A, 1, 2)], 50, 60, "acknowledged", [(3, 5)])
-RIGHT = [
+RIGHT: list[Append | Read | Scan] = [
     X,
     Y,
     Z,
@@ -166,4 +166,4 @@ def test_what_a_killed_client_had_begun_is_remembered(tmp_path: Path) -> None:
     assert (cut.outcome, cut.parts) == ("unknown", [Part(A, 1), Part(B, 1, 3)])
     assert found.reads == [Read(A, 0, 2, 21, 45, LOG[:2])]
     assert found.scans[0].entries == LOG
-    assert found.count == 4
+    assert found.total == 4

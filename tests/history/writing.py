@@ -179,12 +179,12 @@ class Writer:
         pad = "x" * self._chance.choice((0, 0, 50, 1500))
         events = [
             Put(op=op, n=n, amount=self._chance.randint(-9, 99), pad=pad)
-            for n in range(sum(part.count for part in parts))
+            for n in range(sum(part.events for part in parts))
         ]
         made = []
         for part in parts:
-            made.append(events[: part.count])
-            events = events[part.count :]
+            made.append(events[: part.events])
+            events = events[part.events :]
         return made
 
     # --- reading ---------------------------------------------------------------------------------
