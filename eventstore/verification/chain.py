@@ -13,17 +13,18 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from sqlalchemy import Connection, and_, func, insert, select
 
 from eventstore.errors import InvalidArgumentError
 from eventstore.log.base import Log
+from eventstore.log.queries import Query
 from eventstore.log.tables import chain, events, streams, types
 from eventstore.log.transactions import lock_name, reading
 from eventstore.verification.findings import Finding, Report, Walked
-from eventstore.verification.reading import pages
+from eventstore.verification.reading import end_of_page, stretches
 
 if TYPE_CHECKING:
     from eventstore.store import EventStore
@@ -73,15 +74,14 @@ class Sealable(NamedTuple):
 
 def hash_of(event: Sealable, previous: bytes) -> bytes:
     """The hash of an event, given that of the event before it in its stream: SHA-256."""
-    digest = hashlib.sha256(previous)
+    parts = [previous]
     for value in event:
         if value is None:
-            digest.update(b"\xff" * 8)
+            parts.append(b"\xff" * 8)
             continue
         field = value if isinstance(value, bytes) else str(value).encode("utf-8", "surrogatepass")
-        digest.update(len(field).to_bytes(8, "big"))
-        digest.update(field)
-    return digest.digest()
+        parts += (len(field).to_bytes(8, "big"), field)
+    return hashlib.sha256(b"".join(parts)).digest()
 
 
 def seal_of(position: int, hash: bytes, previous: bytes) -> bytes:
@@ -124,15 +124,15 @@ def latest(connection: Connection) -> Anchor | None:
 def _sealed(connection: Connection, last: Anchor | None, head: int) -> list[dict[str, Any]]:
     """The next rows of the chain."""
     after, seal = last or Anchor(0, NOTHING)
+    until = end_of_page(connection, _e.position, after, head, _BATCH)
     before = chain.alias()
     query = (
         select(_e.position, _e.stream_id, *sealable(), before.c.hash.label("previous"))
         .join(streams, _s.id == _e.stream_id)
         .join(types, _t.id == _e.type_id)
         .outerjoin(before, and_(*is_before(before.c)))
-        .where(_e.position > after, _e.position <= head)
+        .where(_e.position > after, _e.position <= until)
         .order_by(_e.position)
-        .limit(_BATCH)
     )
     rows: list[dict[str, Any]] = []
     hashes: dict[tuple[int, int], bytes] = {}
@@ -186,10 +186,10 @@ class ChainCheck:
             .join(types, _t.id == _e.type_id)
             .outerjoin(chain, _c.position == _e.position)
             .outerjoin(before, and_(*is_before(before.c)))
-            .where(_e.position <= last.position)
+            .order_by(_e.position)
         )
         done = 0
-        for page in pages(self._log.engine, query, _e.position):
+        for page in self._pages(query, _e.position, last):
             for position, hash, previous, *fields in page:
                 event = Sealable(*fields)
                 if hash is None:
@@ -197,7 +197,7 @@ class ChainCheck:
                 elif hash_of(event, previous or NOTHING) != hash:
                     yield _found(event, position, "altered", "was altered since it was sealed")
             done += len(page)
-            self._report(Walked("chain: events", page[-1].position, last.position, done))
+            self._report(Walked("chain: events", done, last.position, done))
 
     def _links(self, last: Anchor) -> Iterator[Finding]:
         """Whether seals follow from each other, and each has its event unless that was erased."""
@@ -213,13 +213,13 @@ class ChainCheck:
             )
             .outerjoin(streams, _s.id == _c.stream_id)
             .outerjoin(events, and_(_e.position == _c.position, _e.version == _c.version))
-            .where(_c.position <= last.position)
+            .order_by(_c.position)
         )
         seal, done = NOTHING, 0
-        for page in pages(self._log.engine, query, _c.position):
+        for page in self._pages(query, _c.position, last):
             for row in page:
-                where = f"version {row.version} of {row.name!r} (position {row.position})"
                 if not row.fits and not row.erased:
+                    where = f"version {row.version} of {row.name!r} (position {row.position})"
                     text = f"{where} was sealed and is not there any more"
                     yield Finding("removed", text, True, row.name, row.version, row.position)
                 if seal_of(row.position, row.hash, seal) != row.seal:
@@ -229,7 +229,14 @@ class ChainCheck:
                     yield Finding("seal", text, position=row.position)
                 seal = row.seal
             done += len(page)
-            self._report(Walked("chain: seals", page[-1].position, last.position, done))
+            self._report(Walked("chain: seals", done, last.position, done))
+
+    def _pages(self, query: Query, position: Any, last: Anchor) -> Iterator[Sequence[Any]]:
+        for after, until in stretches(self._log.engine, position, last.position):
+            with reading(self._log.engine) as connection:
+                page = query.where(position > after, position <= until)
+                rows = connection.execute(page).all()
+            yield rows
 
     def _kept_outside(self) -> Iterator[Finding]:
         for anchor in self._anchors:

@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Generator, Iterator
 from typing import Any, Final
 
-from sqlalchemy import Connection, Engine, tuple_
+from sqlalchemy import Connection, Engine, func, select, tuple_
 
 from eventstore.log.queries import Query
 from eventstore.log.transactions import own_errors, reading
@@ -51,3 +51,26 @@ def pages(engine: Engine, query: Query, *key: Any, size: int = PAGE) -> Iterator
         if len(rows) < size:
             return
         after = tuple(rows[-1][: len(key)])
+
+
+def end_of_page(connection: Connection, column: Any, after: int, until: int, size: int) -> int:
+    """Up to where the next so many rows of a column go, past `after` and up to `until`."""
+    page = select(column.label("it")).where(column > after, column <= until)
+    end = select(func.max(page.order_by(column).limit(size).subquery().c.it))
+    return connection.execute(end).scalar() or until
+
+
+def stretches(
+    engine: Engine, column: Any, until: int, size: int = PAGE
+) -> Iterator[tuple[int, int]]:
+    """The values of a column in stretches of so many rows: past which, and up to which.
+
+    A page that is bounded before anything is joined to it costs the same wherever it is, whatever
+    the database makes of a query with a limit.
+    """
+    after = 0
+    while after < until:
+        with reading(engine) as connection:
+            end = end_of_page(connection, column, after, until, size)
+        yield after, end
+        after = end
