@@ -8,8 +8,8 @@ in between, nor what was rolled back to a savepoint.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, Final, Literal, TypeAlias
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, Final, Literal, NamedTuple, TypeAlias
 
 import msgspec
 from sqlalchemy import Connection, Row, Table, bindparam, event, select, tuple_
@@ -26,9 +26,6 @@ from eventstore.projections.declared import claim, owner_of
 from eventstore.projections.statements import Key
 
 Operation: TypeAlias = Literal["insert", "update", "delete"]
-
-#: Rows of a table as they are told, by their keys.
-Told: TypeAlias = Mapping[str, bytes]
 
 MESSAGE: Final = EventType(JSON, 1)
 
@@ -104,6 +101,14 @@ def _writes_to(names: Iterable[str]) -> re.Pattern[str]:
     )
 
 
+class ToldRow(NamedTuple):
+    """A row: its primary key, and its key and value as they are told."""
+
+    at: Key
+    key: str
+    value: bytes
+
+
 class ToldTable:
     """How the rows of one table are read and told."""
 
@@ -118,29 +123,30 @@ class ToldTable:
         last = [bindparam(f"last_{i}", type_=column.type) for i, column in enumerate(key)]
         self._next = self._all.where(self._one > (last[0] if len(key) == 1 else tuple_(*last)))
 
-    def find(self, connection: Connection, keys: Sequence[Key], *, lock: bool = False) -> Told:
+    def find(
+        self, connection: Connection, keys: Sequence[Key], *, lock: bool = False
+    ) -> Iterator[ToldRow]:
         """The rows that have one of these primary keys; with `lock`, nobody else changes them."""
         query = self._given.with_for_update(key_share=True) if lock else self._given
         size = _VALUES // len(self._key)
-        found: dict[str, bytes] = {}
         for start in range(0, len(keys), size):
-            rows = connection.execute(query, {"keys": keys[start : start + size]})
-            found.update(map(self._told, rows))
-        return found
+            rows = connection.execute(query, {"keys": keys[start : start + size]}).all()
+            yield from map(self._told, rows)
 
-    def pages(self, connection: Connection, size: int) -> Iterator[Told]:
-        """All rows, in the order of their keys."""
+    def every(self, connection: Connection, size: int) -> Iterator[ToldRow]:
+        """All rows, in the order of their keys, read so many at a time."""
         rows = connection.execute(self._all.limit(size)).all()
         while rows:
-            yield dict(map(self._told, rows))
+            yield from map(self._told, rows)
             if len(rows) < size:
                 return
             last = {f"last_{i}": rows[-1][at] for i, at in enumerate(self._key)}
             rows = connection.execute(self._next.limit(size), last).all()
 
-    def _told(self, row: Row[Any]) -> tuple[str, bytes]:
-        key = key_text([row[at] for at in self._key])
-        return key, _encode(dict(zip(self._names, row, strict=True)))
+    def _told(self, row: Row[Any]) -> ToldRow:
+        parts = [row[at] for at in self._key]
+        value = _encode(dict(zip(self._names, row, strict=True)))
+        return ToldRow(parts[0] if len(parts) == 1 else tuple(parts), key_text(parts), value)
 
 
 def key_text(parts: Sequence[Any]) -> str:
@@ -171,6 +177,9 @@ class Messages:
         if value is not None:
             message["value"] = msgspec.Raw(value)
         self._texts.append(_encode({**message, "headers": {"operation": operation, **self._rest}}))
+
+    def __len__(self) -> int:
+        return len(self._texts)
 
     def take(self) -> list[NewEvent]:
         """Those that were added since the last time, as the log takes them."""
@@ -205,9 +214,8 @@ class Recorder:
     def messages(self, log: Log, connection: Connection) -> list[NewEvent]:
         """What is to be told: at most one message a row, and none where it is as it was."""
         changed = [
-            (told.name, before, told.find(connection, list(self._touched[table])))
-            for table, told in self.declared.tables.items()
-            if (before := self._before.get(table)) is not None
+            (told.name, before, {row.key: row.value for row in rows})
+            for told, before, rows in self.touched(connection)
         ]
         if all(before == after for _, before, after in changed):
             return []
@@ -227,6 +235,15 @@ class Recorder:
                     messages.add("update", name, key, value)
         return messages.take()
 
+    def touched(
+        self, connection: Connection
+    ) -> Iterator[tuple[ToldTable, dict[str, bytes], Iterator[ToldRow]]]:
+        """Of each table, the rows that were written: as they were by key, and as they are."""
+        for table, told in self.declared.tables.items():
+            if table in self._touched:
+                keys = list(self._touched[table])
+                yield told, self._before[table], told.find(connection, keys)
+
     # --- what the buffer tells -----------------------------------------------------------------
 
     def touch(self, connection: Connection, table: Table, keys: Iterable[Key]) -> None:
@@ -238,7 +255,7 @@ class Recorder:
         new = [key for key in keys if key not in touched]
         before = self._before.setdefault(table, {})
         # Locked, since a worker of another shard may be about to delete one of them.
-        before.update(told.find(connection, new, lock=True))
+        before.update((row.key, row.value) for row in told.find(connection, new, lock=True))
         touched.update(dict.fromkeys(new))
 
     def guard(self, connection: Connection) -> None:

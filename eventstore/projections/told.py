@@ -6,7 +6,7 @@ folded, and what differs from the tables is told: that is right whatever the old
 
 from __future__ import annotations
 
-from hashlib import blake2b
+from collections.abc import Iterator
 from typing import Final
 
 import msgspec
@@ -15,7 +15,15 @@ from sqlalchemy import Connection
 from eventstore import moments
 from eventstore.errors import InvalidArgumentError, StreamDeletedError
 from eventstore.log.base import DELETED, JSON, Bounds, Log, Write
-from eventstore.projections.changes import ChangeStream, Messages, Operation
+from eventstore.projections.changes import (
+    ChangeStream,
+    Messages,
+    Operation,
+    Recorder,
+    ToldRow,
+    ToldTable,
+)
+from eventstore.projections.statements import Key
 
 #: Messages, and rows, at a time.
 _PAGE: Final = 5000
@@ -35,20 +43,21 @@ class _Message(msgspec.Struct):
 _decode: Final = msgspec.json.Decoder(_Message).decode
 
 
-def _digest(value: bytes | msgspec.Raw) -> bytes:
-    # There may be millions, of which only that they differ is of interest.
-    return blake2b(value, digest_size=16).digest()
-
-
 class Told:
-    """The rows that the messages of a stream add up to."""
+    """The rows that the messages of a stream add up to.
+
+    Of the values, hashes: there may be millions, of which only that they differ is of interest.
+    """
 
     def __init__(self, log: Log, declared: ChangeStream) -> None:
         self._log = log
         self._declared = declared
         self._version = 0
-        #: By type and key: a digest of the value.
-        self._rows: dict[str, dict[str, bytes]] = {}
+        #: By type and key: what has been told.
+        self._known: dict[str, dict[str, int]] = {}
+        #: By table and key: what the tables hold; and where, if that was news when it was seen.
+        self._found: dict[str, dict[str, int]] = {}
+        self._places: dict[str, dict[str, Key]] = {}
 
     def read(self, connection: Connection | None = None) -> None:
         """Read what has been told since the last time.
@@ -74,33 +83,66 @@ class Told:
         return InvalidArgumentError("changes", name, f"the stream has {others}: use another name")
 
     def _fold(self, message: _Message) -> None:
-        rows = self._rows.setdefault(message.type, {})
+        rows = self._known.setdefault(message.type, {})
         if message.headers.operation == "delete":
             rows.pop(message.key, None)
         else:
-            rows[message.key] = _digest(message.value)
+            rows[message.key] = hash(bytes(message.value))
 
-    def bring(self, connection: Connection, position: int) -> None:
-        """Tell what differs from the tables, as the connection sees them; all has been read.
-
-        Nobody else may write to the tables. `position` is where they are.
-        """
-        messages = Messages(position, moments.now())
-        gone = {type: dict(rows) for type, rows in self._rows.items()}
+    def survey(self, connection: Connection) -> None:
+        """See what is in the tables, all of it."""
+        self._found, self._places = {}, {}
         for told in self._declared.tables.values():
-            known = gone.setdefault(told.name, {})
-            for page in told.pages(connection, _PAGE):
-                for key, value in page.items():
-                    digest = known.pop(key, None)
-                    if digest is None:
-                        messages.add("insert", told.name, key, value)
-                    elif digest != _digest(value):
-                        messages.add("update", told.name, key, value)
-                self._append(connection, messages)
-        for type, keys in gone.items():
-            for key in keys:
-                messages.add("delete", type, key)
+            known, places = self._known.get(told.name, {}), self._places.setdefault(told.name, {})
+            found = self._found[told.name] = {}
+            for at, key, value in told.every(connection, _PAGE):
+                found[key] = seen = hash(value)
+                if known.get(key) != seen:
+                    places[key] = at
+
+    def bring(
+        self, connection: Connection, position: int, recorder: Recorder | None = None
+    ) -> None:
+        """Tell what differs between the stream, of which all has been read, and the tables.
+
+        Nobody else may write to the tables. `position` is where they are. `recorder` has recorded
+        what was written to them since a survey; without one they are looked at whole.
+        """
+        if recorder is None:
+            self.survey(connection)
+        else:
+            self._refresh(connection, recorder)
+        messages = Messages(position, moments.now())
+        for type, known in reversed(self._known.items()):
+            found = self._found.get(type, {})
+            for key in known:
+                if key not in found:
+                    messages.add("delete", type, key)
+        for told in self._declared.tables.values():
+            known = self._known.get(told.name, {})
+            for _, key, value in self._news(connection, told):
+                messages.add("update" if key in known else "insert", told.name, key, value)
+                if len(messages) >= _PAGE:
+                    self._append(connection, messages)
         self._append(connection, messages)
+
+    def _refresh(self, connection: Connection, recorder: Recorder) -> None:
+        for told, before, rows in recorder.touched(connection):
+            found, places = self._found[told.name], self._places[told.name]
+            for key in before:
+                found.pop(key, None)
+            for at, key, value in rows:
+                found[key], places[key] = hash(value), at
+
+    def _news(self, connection: Connection, told: ToldTable) -> Iterator[ToldRow]:
+        known, places = self._known.get(told.name, {}), self._places[told.name]
+        found = self._found[told.name]
+        news = [key for key, seen in found.items() if known.get(key) != seen]
+        if len(news) <= len(found) // 2 and all(key in places for key in news):
+            yield from told.find(connection, [places[key] for key in news])
+        else:
+            new = set(news)
+            yield from (row for row in told.every(connection, _PAGE) if row.key in new)
 
     def _append(self, connection: Connection, messages: Messages) -> None:
         events = messages.take()
