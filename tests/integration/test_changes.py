@@ -7,6 +7,7 @@ import threading
 from collections.abc import Iterator
 from datetime import UTC, date, datetime
 from decimal import Decimal
+from random import Random
 from typing import Any
 from uuid import UUID
 
@@ -348,6 +349,57 @@ def test_appends_in_step_of_many_threads_are_told_in_order(database_url: str) ->
             thread.join()
         assert stored(store)["told_halls", "red"]["taken"] == 20
         assert agrees(store)
+
+
+class Does(Event, name="told-does"):
+    """What a handler is to do, with which row."""
+
+    do: list[tuple[str, str, int]]
+
+
+class Anything(TableProjection, name="told-anything", changes="projections/told-anything"):
+    rows = Table(
+        "told_anything",
+        TableProjection.metadata,
+        Column("id", String, primary_key=True),
+        Column("n", Integer, nullable=False, server_default="7"),
+        Column("m", Integer),
+    )
+
+    @on(Does)
+    def _does(self, event: Does) -> None:
+        for verb, id, n in event.do:
+            if verb == "insert":
+                self.insert(self.rows, id=id, m=n)
+            elif verb == "put":
+                self.put(self.rows, id=id, n=n, m=n)
+            elif verb == "add":
+                self.add(self.rows, id, n=n)
+            elif verb == "update":
+                self.update(self.rows, id, m=n)
+            elif verb == "delete":
+                self.delete(self.rows, id)
+            elif verb == "look":
+                self.get(self.rows, id)
+            else:
+                self.db.execute(select(self.rows.c.m))
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_the_stream_adds_up_to_the_tables_whatever_handlers_do(seed: int) -> None:
+    chosen = Random(seed)
+    verbs = ["insert", "put", "put", "add", "update", "delete", "look", "read"]
+    with EventStore("sqlite://") as store:
+        for number in range(4):
+            for _ in range(chosen.randrange(1, 12)):  # many of which fail, and are parked
+                do = [
+                    (chosen.choice(verbs), chosen.choice("abc"), chosen.randrange(3))
+                    for _ in range(chosen.randrange(1, 6))
+                ]
+                store.append(f"told/{chosen.randrange(20)}-{number}", Does(do))
+            store.catch_up(Anything)
+            stream = "projections/told-anything"
+            assert folded(store, stream) == stored(store, Anything.rows)
 
 
 # --- the past, and rebuilding --------------------------------------------------------------------
