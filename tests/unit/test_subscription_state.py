@@ -251,6 +251,18 @@ def test_the_failure_of_an_attempt_whose_server_was_given_up_changes_nothing() -
     assert state.failed(second, Fence(1, "w_1"), second.attempt, SPAN, 0.5).failures == 1
 
 
+def test_an_offer_to_which_there_is_nothing_any_more_is_taken_back() -> None:
+    wake = state.attempted(state.begun(Wake(), 0, "w_1", None), 0, "-", None, SPAN)
+    assert wake is not None
+    offered = state.delivered(wake, Fence(1, "w_1"))
+    assert offered.phase == Phase.OFFERED
+    # Or its worker would have come in vain, and none would come for what is pending later.
+    answered = state.claimed(offered, 1, "a", LEASE, False, "w_2")
+    assert (answered.phase, answered.due_at) == (Phase.IDLE, 1)
+    idle = state.settled(answered, 1, False, "w_2", None)
+    assert state.claimed(idle, 2, "a", LEASE, False, "w_2") == idle
+
+
 def test_a_receiver_that_answers_before_its_request_has_ended_holds_the_wake() -> None:
     wake = state.attempted(state.begun(Wake(), 0, "w_1", LEASE), 0, "-", LEASE, SPAN)
     assert wake is not None
