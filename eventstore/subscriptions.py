@@ -44,6 +44,7 @@ class Tail:
         self._log = log
         self._seen = log.signal.count
         self._found = Frontier(0, ())
+        self._doubts = log.doubts
         self._held = 0  # looks in a row that got no further because of writers
         self._stopped = False
         self._stopping = Signal()
@@ -57,6 +58,11 @@ class Tail:
         self._held = self._held + 1 if no_further else 0
         self._found = found
         return found.position
+
+    def has_doubts(self) -> bool:
+        """Whether, since this was last asked, the log may have gone back behind what was read."""
+        before, self._doubts = self._doubts, self._log.doubts
+        return before != self._doubts
 
     def wait(self, beyond: int, timeout: float | None = None) -> bool:
         """Wait until the log may have moved past `beyond`, or so many seconds.
@@ -239,6 +245,9 @@ class Subscription(Iterator[RecordedEvent]):
             self._was_away = False
         self._position = self._read
         until = self._tail.certain()
+        if self._tail.has_doubts():
+            self._was_away = True
+            return None
         if until <= self._position:
             self._tail.wait(self._position)
             return None

@@ -144,6 +144,9 @@ class Live:
                 check_mark(self._log, place)
                 self._was_away = False
             end = tail.certain()
+            if tail.has_doubts():
+                self._was_away = True
+                return place
             if place.position < 0 or end - place.position > 10 * RECENT:
                 # Nothing is kept of what is long past: readers catch up by themselves.
                 last = self._log.read_all(0, Bounds(position=end), limit=1, backwards=True)

@@ -334,8 +334,16 @@ class Log(Protocol):
         """The position up to which the log is final now. It does not wait.
 
         Unlike `settled` it may be behind what was acknowledged before the call. Called again and
-        again it gets there, since it waits for nobody who began to write later; and it never goes
-        back.
+        again it gets there, since it waits for nobody who began to write later. It goes back only
+        when the event there has gone: lost in a crash, or deleted with its stream.
+        """
+        ...
+
+    @property
+    def doubts(self) -> int:
+        """How often `frontier` has found that the event which it had reached is gone.
+
+        Its stream was deleted, or the log has gone back: readers have to look (`check_mark`).
         """
         ...
 

@@ -93,6 +93,8 @@ class Frontiers:
         self._guard = threading.Lock()
         self._known = _NOTHING
         self._pending: Barrier | None = None
+        #: See `Log.doubts`.
+        self.doubts = 0
 
     def frontier(self) -> Frontier:
         """See `Log.frontier`.
@@ -182,6 +184,7 @@ class Frontiers:
     def _forget(self, what: Known | Barrier) -> None:
         """What was found by an event that is there no longer has to be found again."""
         with self._guard:
+            self.doubts += 1
             if self._known is what:
                 self._known = _NOTHING
             elif self._pending is what:

@@ -150,8 +150,8 @@ _ERASE: Final = """
         DELETE FROM eventstore_folds WHERE position >=
             (SELECT min(position) FROM eventstore_events WHERE stream_id = %(id)s))
     DELETE FROM eventstore_events WHERE stream_id = %(id)s AND version < %(version)s"""
-# Durable whatever the session's setting is: programs remember a type's id, and go on using it when a
-# crash of the server has lost the last commits.
+# Durable whatever the session's setting is: programs remember a type's id, and go on using it when
+# a crash of the server has lost the last commits.
 _NEW_TYPES: Final = """
     WITH durable AS (
         SELECT set_config('synchronous_commit', COALESCE(NULLIF(
@@ -357,6 +357,10 @@ class PostgresLog(SqlLog):
 
     def frontier(self) -> Frontier:
         return self._frontiers.frontier()
+
+    @property
+    def doubts(self) -> int:
+        return self._frontiers.doubts
 
     def describe(self, writers: Iterable[str]) -> tuple[str, ...]:
         return self._frontiers.describe(writers)

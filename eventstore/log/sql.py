@@ -535,6 +535,10 @@ class SqlLog(ABC):
         return self._watch
 
     @property
+    def doubts(self) -> int:
+        return 0
+
+    @property
     def poll_interval(self) -> float:
         return self._watch.poll_interval
 

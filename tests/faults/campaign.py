@@ -77,7 +77,6 @@ class Campaign(ABC):
         self.backed_up: int | None = None
         #: Whether this round's clients are all killed in the end.
         self.all_killed = False
-        self._ending = False
         self._victims = victims
         self._seed = seed
         self._number = 0
@@ -131,7 +130,6 @@ class Campaign(ABC):
         self.base, self.running, self.places = self.log, [], []
         self.crashed = self.backed_up = None
         self.all_killed = self.chance.random() < 0.4
-        self._ending = False
         new = [f"faults-sheet/{self._number}-{n}" for n in range(STREAMS)]
         old = self.chance.sample(self._streams, min(1, len(self._streams)))
         self._of_round = new + old
@@ -197,7 +195,7 @@ class Campaign(ABC):
         self.kill(running)
         victim, place, _ = running
         after = place.after
-        if victim.name == "follower":
+        if victim.name == "follower" and self.crashed is None:  # else it may have seen what is lost
             scans = recorded([place.journal]).scans
             after = scans[-1].entries[-1].position if scans else after
         self.start(victim, after)
@@ -209,7 +207,6 @@ class Campaign(ABC):
 
     def _end(self) -> None:
         """Have all clients end: what they have begun, or at once."""
-        self._ending = True
         for victim, _, process in self.running:
             if self.all_killed or self.chance.random() < 0.2:
                 process.signal(signal.SIGKILL)
@@ -231,11 +228,6 @@ class Campaign(ABC):
             if process.wait() not in (0, -signal.SIGKILL, -signal.SIGTERM):
                 raise Broken(f"a {victim.name} has failed: {process.errors}")
         self.running = []
-
-    @property
-    def is_ending(self) -> bool:
-        """Whether no client is to be begun any more."""
-        return self._ending
 
     def _recorded(self) -> History:
         history = recorded(place.journal for place in self.places)

@@ -23,6 +23,7 @@ import eventstore.log.postgres
 import eventstore.log.sqlite  # noqa: F401
 from eventstore import EventStore
 from eventstore.errors import (
+    CheckpointAheadError,
     LeaseLostError,
     LogError,
     LogLockedError,
@@ -137,15 +138,23 @@ class _Thread(threading.Thread):
 
 
 def follow(place: Place, stop: Stop) -> None:
-    """Read the whole log and what comes, and keep its place in a file of its own."""
+    """Read the whole log and what comes, and keep its place in a file of its own.
+
+    When it is told that the log has gone back, it begins again.
+    """
     recorder = Recorder(place.journal)
-    after = place.after
-    with opened(place) as store, _subscribed(store, after) as subscription:
-        stop.then(subscription.stop)
-        for record in subscription:
-            now = time.monotonic_ns()
-            recorder.seen(Scan(after, [entry(record)], now, now, to_the_end=False))
-            after = record.position
+    with opened(place) as store:
+        while not stop.asked.is_set():
+            after = place.after
+            with (
+                contextlib.suppress(CheckpointAheadError),
+                _subscribed(store, after) as subscription,
+            ):
+                stop.then(subscription.stop)
+                for record in subscription:
+                    now = time.monotonic_ns()
+                    recorder.seen(Scan(after, [entry(record)], now, now, to_the_end=False))
+                    after = record.position
 
 
 def _subscribed(store: EventStore, after: int) -> Subscription:

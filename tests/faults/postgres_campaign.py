@@ -132,17 +132,9 @@ class PostgresCampaign(Campaign):
     def _revive(self) -> None:
         """All is dead: begin again."""
         self._doomed = self._full = False
-        may_lose = self.durability == "relaxed"
-        # A follower may have seen what is lost. Another one begins with what is there.
-        followers = [running for running in self.running if running.victim.name == "follower"]
-        if may_lose:
-            for running in followers:
-                self.kill(running)
+        if self.durability == "relaxed":
             self.crashed = time.monotonic_ns()
         self._server.start()
-        if may_lose and not self.is_ending:
-            for running in followers:
-                self.start(running.victim, self.last_position)
 
     # --- afterwards ------------------------------------------------------------------------------
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import logging
 import random
 import shutil
 import sys
@@ -29,8 +30,11 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "history"))
 
 from campaign import Campaign, Counts, Durability
 from postgres_campaign import PostgresCampaign
+from processes import VICTIMS, Victim
 from server import Server
 from sqlite_campaign import SqliteCampaign
+
+logger = logging.getLogger("faults")
 
 DURABILITY: Final[dict[str, Durability]] = {
     "sqlite full": "full",
@@ -47,6 +51,7 @@ def run(
     *,
     seconds: float = 2.0,
     rounds: int = 10,
+    victims: Sequence[Victim] = VICTIMS,
 ) -> dict[str, Counts]:
     """Campaigns of so many rounds, of each kind in turn, while `goes_on` (the number of rounds).
 
@@ -61,7 +66,7 @@ def run(
             number += 1
             if server is None and kind.startswith("postgres"):
                 server = stack.enter_context(contextlib.closing(Server()))
-            with _campaign(kind, f"{seed} {number}", counts[kind], server) as campaign:
+            with _campaign(kind, f"{seed} {number}", counts[kind], victims, server) as campaign:
                 campaign.begin()
                 for _ in range(rounds):
                     campaign.round(seconds)
@@ -69,13 +74,16 @@ def run(
                     if not goes_on(done):
                         break
                 campaign.finish()
+            logger.info("%s: %d rounds", kind, counts[kind].rounds["rounds"])
     return counts
 
 
 @contextlib.contextmanager
-def _campaign(kind: str, seed: str, counts: Counts, server: Server | None) -> Iterator[Campaign]:
+def _campaign(
+    kind: str, seed: str, counts: Counts, victims: Sequence[Victim], server: Server | None
+) -> Iterator[Campaign]:
     folder = Path(tempfile.mkdtemp(prefix="eventstore-campaign-"))
-    arguments = (DURABILITY[kind], folder, f"{kind} {seed}", counts)
+    arguments = (DURABILITY[kind], folder, f"{kind} {seed}", counts, victims)
     campaign: Campaign
     if server is None or kind.startswith("sqlite"):
         campaign = SqliteCampaign(*arguments)
@@ -121,6 +129,8 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=2.0, help="of a round")
     parser.add_argument("--rounds", type=int, default=10, help="on one database")
     options = parser.parse_args()
+    logger.addHandler(logging.StreamHandler())  # not the library's: its warnings are expected
+    logger.setLevel(logging.INFO)
     began = time.monotonic()
     print(f"seed {options.seed}", flush=True)  # noqa: T201
     counts = run(

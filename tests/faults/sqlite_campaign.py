@@ -47,7 +47,7 @@ class SqliteCampaign(Campaign):
         log = self._beside(self._file, "wal")
         size = log.stat().st_size if log.exists() else 0
         limit = max(size, _LEAST) + self.chance.randint(0, 20_000)
-        self._full = self.chance.sample(self.running, 3)
+        self._full = self.chance.sample(self.running, min(3, len(self.running)))
         for running in self._full:
             running.process.limit(limit)
         self.note("full disk")

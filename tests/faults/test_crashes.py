@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import signal
 from typing import TYPE_CHECKING
 
@@ -11,7 +12,8 @@ from sheet import Echoed
 from sqlalchemy import text
 
 from eventstore import EventStore
-from eventstore.errors import LogStalledError
+from eventstore.aio import AsyncEventStore
+from eventstore.errors import CheckpointAheadError, LogStalledError
 from eventstore.log.base import Log
 
 if TYPE_CHECKING:
@@ -85,3 +87,39 @@ def test_the_frontier_gets_on_when_the_event_at_it_was_deleted(postgres_url: str
         assert store.log.frontier() == (2, ())
         tombstone = store.delete_stream("b/1")
         assert store.log.frontier() == (tombstone.position, ())
+
+
+def test_a_reader_is_told_when_a_crash_has_lost_what_it_was_given(postgres_url: str) -> None:
+    with EventStore(postgres_url) as store, store.subscribe() as subscription:
+        store.append("a/1", [Put(op="a", n=n) for n in range(3)])
+        assert [next(subscription).position for _ in range(3)] == [1, 2, 3]
+        _lose(store.log, 1)
+        store.append("b/1", [Put(op="b", n=n) for n in range(4)])  # past where it was
+        with pytest.raises(CheckpointAheadError):
+            next(subscription)
+
+
+async def _told_too(url: str) -> None:
+    async with AsyncEventStore(url) as store:
+        await store.append("a/1", [Put(op="a", n=n) for n in range(3)])
+        async with store.subscribe() as subscription:
+            for position in (1, 2, 3):
+                assert (await anext(subscription)).position == position
+            _lose(store.sync.log, 1)
+            await store.append("b/1", [Put(op="b", n=n) for n in range(4)])
+            await anext(subscription)
+
+
+def test_so_is_one_on_asyncio(postgres_url: str) -> None:
+    with pytest.raises(CheckpointAheadError):
+        asyncio.run(_told_too(postgres_url))
+
+
+def test_a_reader_goes_on_when_what_it_was_given_was_deleted(postgres_url: str) -> None:
+    with EventStore(postgres_url) as store, store.subscribe() as subscription:
+        store.append("a/1", Put(op="a", n=0))
+        store.append("b/1", Put(op="b", n=0))
+        assert [next(subscription).position for _ in range(2)] == [1, 2]
+        store.delete_stream("b/1")
+        store.append("c/1", Put(op="c", n=0))
+        assert [next(subscription).stream for _ in range(2)] == ["b/1", "c/1"]

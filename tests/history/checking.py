@@ -156,6 +156,10 @@ class _Checking:
         self._order(answered, _stretch(self._history, 0, dead), None)
         self._order(effects, _stretch(self._history, dead, NEVER), self._log)
         self._lost_from_the_end(answered)
+        for scan in self._history.scans:
+            # A follower that goes on after a crash must not have seen what was lost in it.
+            if scan.start < dead < scan.end and not scan.to_the_end:
+                self.wrong += follows(self._log, scan.entries, scan.after)
 
     # --- appends ---------------------------------------------------------------------------------
 

@@ -136,6 +136,17 @@ def test_versions_that_were_lost_are_given_again_after_a_crash() -> None:
     assert check(history(X, Y, again, *seen), log, crash=Crash(100, True)) == ([], ["y"])
 
 
+def test_a_follower_that_saw_what_a_crash_has_lost_must_not_go_on() -> None:
+    again = Append("w", [Part(B, 1)], 110, 120, "acknowledged", [(1, 4)])
+    later = Append("v", [Part(B, 1)], 130, 140, "acknowledged", [(2, 5)])
+    log = [*LOG[:2], Entry(4, B, 1, "w", 0), Entry(5, B, 2, "v", 0)]
+    seen = Scan(0, [*LOG[:3], log[3]], 15, 150, to_the_end=False)
+    both = history(X, Y, again, later, seen)
+    assert any("a follower" in line for line in check(both, log, crash=Crash(100, True)).wrong)
+    told = [Scan(0, LOG[:3], 15, 50, False), Scan(0, log, 120, 150, False)]
+    assert check(history(X, Y, again, later, *told), log, crash=Crash(100, True)) == ([], ["y"])
+
+
 def test_what_a_crash_has_lost_may_be_done_again_under_its_key() -> None:
     again = Append("y", [Part(B, 1, "no stream")], 110, 120, "acknowledged", [(1, 3)])
     log = [*LOG[:2], Entry(3, B, 1, "y", 0)]
