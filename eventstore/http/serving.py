@@ -30,6 +30,9 @@ logger = logging.getLogger(__name__)
 #: Files that are not connections of clients: the database's, the log's.
 _OTHER_FILES: Final = 100
 _BACKLOG: Final = 2048
+#: Seconds that an idle connection is kept: longer than clients and proxies keep theirs (60 at most,
+#: by habit), so that no request is on its way when it is closed.
+_KEEP_ALIVE: Final = 75
 
 
 class ServerError(EventStoreError):
@@ -96,6 +99,7 @@ def _config(front: _Front, options: Options, watch: Watch) -> uvicorn.Config:
         server_header=False,
         proxy_headers=options.forwarded_allow_ips is not None,
         forwarded_allow_ips=options.forwarded_allow_ips,
+        timeout_keep_alive=_KEEP_ALIVE,
         timeout_graceful_shutdown=options.shutdown_seconds,
         ssl_certfile=options.tls_cert,
         ssl_keyfile=options.tls_key,
