@@ -12,6 +12,7 @@ from typing import Final, NamedTuple
 
 from eventstore.errors import CheckpointAheadError, InvalidArgumentError
 from eventstore.log.base import DELETED, Bounds, Log, Wanted
+from eventstore.numbers import LARGEST, check_whole
 
 _WRITTEN: Final = re.compile(r"([1-9][0-9]{0,18}):([0-9a-f]{32})", re.ASCII)
 _DELETIONS: Final = Wanted(types=(DELETED,))
@@ -34,12 +35,12 @@ def mark(after: int | str) -> Mark:
     """
     if isinstance(after, str):
         written = _WRITTEN.fullmatch(after)
-        if written is not None:
+        if written is not None and int(written[1]) <= LARGEST:
             return Mark(int(written[1]), bytes.fromhex(written[2]))
         if after == "0":
             return Mark(0)
         raise InvalidArgumentError("after", after, "this text is not a checkpoint")
-    if not isinstance(after, int) or after < 0:  # pyright: ignore[reportUnnecessaryIsInstance]
+    if check_whole("after", after) < 0:
         raise InvalidArgumentError("after", after, "positions are whole numbers from 0")
     return Mark(after)
 

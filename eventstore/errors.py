@@ -45,8 +45,14 @@ EventStoreError
 
 from __future__ import annotations
 
-import pickle
-from typing import Any, Literal
+from collections.abc import Mapping
+from dataclasses import is_dataclass
+from datetime import date, time, timedelta
+from decimal import Decimal
+from enum import Enum
+from types import NoneType
+from typing import Any, Final, Literal
+from uuid import UUID
 
 
 class EventStoreError(Exception):
@@ -60,11 +66,20 @@ class EventStoreError(Exception):
 
 
 def _portable(value: object) -> object:
-    try:
-        pickle.dumps(value)
-    except Exception:  # a connection, say, that was given as an argument
-        return repr(value)
-    return value
+    """A value as another process can have it: plain data as it is, anything else in words."""
+    if isinstance(value, (tuple, list)):
+        return tuple(map(_portable, value))
+    if isinstance(value, Mapping):
+        return {str(key): _portable(each) for key, each in value.items()}
+    if isinstance(value, _PLAIN):
+        return value
+    if is_dataclass(value) and type(value).__module__.partition(".")[0] == __package__:
+        return value
+    return repr(value)
+
+
+#: Types of data; besides the dataclasses of this library itself.
+_PLAIN: Final = (str, bytes, int, float, Decimal, date, time, timedelta, UUID, Enum, NoneType)
 
 
 def _rebuilt(

@@ -28,6 +28,8 @@ from eventstore.log.base import Bounds
 from eventstore.log.folds import Folds
 from eventstore.log.followers import Checkpoint, Followers
 from eventstore.log.parked import ParkedEvents
+from eventstore.names import check_follower_name, check_stream_name
+from eventstore.numbers import check_whole
 from eventstore.projections.declared import owner_of
 from eventstore.projections.past import as_of
 from eventstore.projections.projecting import kept_name, project
@@ -161,7 +163,7 @@ class FollowingStore(StreamStore):
     ) -> Generator[float, None, int]:
         """`wait_for`, which leaves it to its caller to sleep for the seconds that it gives."""
         name = _class(follower).__follower__
-        wanted = self.head() if position is None else position
+        wanted = self.head() if position is None else check_whole("position", position)
         deadline = time.monotonic() + timeout
         pause = 0.001
         while True:
@@ -254,21 +256,21 @@ class FollowingStore(StreamStore):
 
     def parked(self, follower: Following | str, stream: str | None = None) -> list[Parked]:
         """The events that a follower has set aside, by position."""
-        return [shown(row) for row in self._parked.find(_name(follower), stream)]
+        return [shown(row) for row in self._parked.find(_name(follower), _stream(stream))]
 
     def retry(self, follower: Following | str, stream: str | None = None) -> int:
         """Ask that parked events be tried again, of one stream or of all; how many they are.
 
         The worker that holds the follower does it, or the next `catch_up`.
         """
-        return self._parked.mark(_name(follower), stream)
+        return self._parked.mark(_name(follower), _stream(stream))
 
     def discard(self, follower: Following | str, position: int) -> bool:
         """Give up a parked event for ever; what stands behind it in its stream is tried again.
 
         False if no such event is parked.
         """
-        return self._parked.discard(_name(follower), position)
+        return self._parked.discard(_name(follower), check_whole("position", position))
 
     # --- plumbing ------------------------------------------------------------------------------
 
@@ -311,4 +313,10 @@ def _class(follower: Following) -> type[TableProjection] | type[EventHandler]:
 
 
 def _name(follower: Following | str) -> str:
-    return follower if isinstance(follower, str) else _class(follower).__follower__
+    if isinstance(follower, str):
+        return check_follower_name(follower)
+    return _class(follower).__follower__
+
+
+def _stream(name: str | None) -> str | None:
+    return None if name is None else check_stream_name(name)

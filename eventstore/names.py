@@ -28,6 +28,21 @@ def check_idempotency_key(key: str) -> str:
     return _checked("an idempotency key", key)
 
 
+def check_category(category: str) -> str:
+    """Return `category` if a stream may be of it. Raises InvalidNameError."""
+    return _checked("a category", category) if category else category  # that of a stream "/a"
+
+
+def check_type_name(name: str) -> str:
+    """Return `name` if an event may be stored under it. Raises InvalidNameError."""
+    return _checked("an event's stored name", name)
+
+
+def check_follower_name(name: str) -> str:
+    """Return `name` if a follower may have it. Raises InvalidNameError."""
+    return _checked("a follower's name", name)
+
+
 def _checked(kind: str, name: object) -> str:
     if not isinstance(name, str):
         raise InvalidNameError(kind, name, f"it is {type(name).__name__}, not a string")

@@ -29,6 +29,7 @@ from eventstore.log import base
 from eventstore.log.base import ANY, Bounds, Expected, Log
 from eventstore.log.opening import Durability
 from eventstore.names import StreamPattern, check_idempotency_key
+from eventstore.numbers import check_whole
 from eventstore.projections.table_projection import TableProjection
 from eventstore.snapshots import AggregateCache, crosses, state_codec
 from eventstore.state import state_fields
@@ -367,6 +368,7 @@ class EventStore(FollowingStore):
         for page in pages:
             if page:
                 fold.apply(aggregate, page)
+            del page  # before the next one is fetched
         self._check_found(aggregate, stream, at, version, joined)
         if whole and aggregate.version != started:
             self._keep(aggregate, started)
@@ -386,6 +388,8 @@ class EventStore(FollowingStore):
         Raises StreamNotFoundError, StreamDeletedError, StoredEventError.
         """
         stream = cls.__stream__.stream(id)
+        if until is not None:
+            check_whole("until", until)
         aggregate = self.load(cls, id, version=after) if after else blank(cls, id)
         if not after and not self.exists(cls, id):
             self._check_found(aggregate, stream, None, None, None)

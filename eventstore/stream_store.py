@@ -22,7 +22,13 @@ from eventstore.log import base, opening
 from eventstore.log.base import ANY, Bounds, Expected, Log, Wanted
 from eventstore.log.opening import Durability
 from eventstore.moments import from_micros, to_micros
-from eventstore.names import check_idempotency_key, check_stream_name
+from eventstore.names import (
+    check_category,
+    check_idempotency_key,
+    check_stream_name,
+    check_type_name,
+)
+from eventstore.numbers import check_whole
 from eventstore.streams import Cut, Receipt, StreamInfo, Write
 from eventstore.subscriptions import Subscription
 
@@ -171,6 +177,9 @@ class StreamStore:
         a deleted one there is the tombstone. `types` leaves out all others.
         """
         check_stream_name(stream)
+        check_whole("after", after)
+        if until is not None:
+            check_whole("until", until)
         joined = joined_connection(connection)
         names = _type_names(types)
 
@@ -205,6 +214,9 @@ class StreamStore:
         covers every append that was acknowledged before the call. Raises LogStalledError when
         an open transaction keeps the end uncertain for longer than `read_timeout`.
         """
+        check_whole("after", after)
+        if until is not None:
+            check_whole("until", until)
         wanted = wanted_events(types, categories)
         bounds = bounds_at(at, None)
         end = self.head() if bounds.position is None else bounds.position
@@ -246,7 +258,7 @@ class StreamStore:
         backwards: bool,
         joined: Connection | None = None,
     ) -> Iterator[RecordedEvent]:
-        if limit is not None and limit < 0:
+        if limit is not None and check_whole("limit", limit) < 0:
             raise InvalidArgumentError("limit", limit, "use a whole number from 0, or None")
 
         def records(after: int, bounds: Bounds) -> Iterator[RecordedEvent]:
@@ -336,11 +348,11 @@ def bounds_at(at: datetime | Cut | None, version: int | None) -> Bounds:
     if version is not None:
         if at is not None:
             raise InvalidArgumentError("version", version, "give at= or version=, not both")
-        if not isinstance(version, int) or version < 1:  # pyright: ignore[reportUnnecessaryIsInstance]
+        if check_whole("version", version) < 1:
             raise InvalidArgumentError("version", version, "versions are whole numbers from 1")
         return Bounds(version=version)
     if isinstance(at, Cut):
-        return Bounds(position=at.position, recorded_at=micros_of(at.at))
+        return Bounds(position=check_whole("at", at.position), recorded_at=micros_of(at.at))
     return Bounds(recorded_at=micros_of(at))
 
 
@@ -379,7 +391,7 @@ def _type_names(types: Iterable[type[Event] | str] | None) -> list[str] | None:
         return None
     names: list[str] = []
     for wanted in types:
-        names += (wanted,) if isinstance(wanted, str) else stored_names(wanted)
+        names += (check_type_name(wanted),) if isinstance(wanted, str) else stored_names(wanted)
     return names
 
 
@@ -392,4 +404,4 @@ def wanted_events(
 
 
 def _category(category: type[Aggregate] | str) -> str:
-    return category if isinstance(category, str) else category.__stream__.category
+    return check_category(category) if isinstance(category, str) else category.__stream__.category

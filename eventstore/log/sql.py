@@ -54,6 +54,7 @@ from eventstore.log.queries import PAGE, UNBOUNDED, Mask, Queries, Shape, Statem
 from eventstore.log.transactions import transaction
 from eventstore.log.watching import Watch
 from eventstore.names import category_of
+from eventstore.numbers import LARGEST
 
 #: (type key, data) of events in order.
 Page: TypeAlias = Sequence[tuple[int, bytes]]
@@ -677,7 +678,7 @@ def refuse(write: Write, version: int, deleted: bool) -> None:
 def _check_expected(expected: Expected) -> None:
     # Not isinstance: a bool is no version.
     if expected.__class__ is Expectation or (
-        expected.__class__ is int and expected >= 0  # pyright: ignore[reportOperatorIssue]
+        expected.__class__ is int and 0 <= expected <= LARGEST  # pyright: ignore[reportOperatorIssue]
     ):
         return
     raise InvalidArgumentError(
