@@ -35,7 +35,7 @@ from eventstore.http.subscriptions.bodies import (
 from eventstore.http.subscriptions.delivery import Webhooks, described, is_pull, link_type
 from eventstore.http.subscriptions.keys import Keys
 from eventstore.http.subscriptions.ledger import MOST_LISTED, Ledger, wake_of
-from eventstore.http.subscriptions.refusals import Refused, invalid, unknown
+from eventstore.http.subscriptions.refusals import NO_PENDING_WORK, Refused, invalid, unknown
 from eventstore.http.subscriptions.signing import ALGORITHM, jwks
 from eventstore.http.subscriptions.state import Fence, Wake
 from eventstore.http.subscriptions.targets import target
@@ -186,7 +186,15 @@ class Subscriptions:
         await self._managed(request, id)
         claim = await self._body(request, receive, Claim)
         claim.check()
-        found, links = await self._hops.run(self._ledger.claim, id, claim.worker)
+        try:
+            found, links = await self._hops.run(self._ledger.claim, id, claim.worker)
+        except Refused as refused:
+            if refused.code != NO_PENDING_WORK:
+                raise
+            # A stream that has just been made, by a client that knows it, is linked by then.
+            await self._waker.caught_up()
+            found, links = await self._hops.run(self._ledger.claim, id, claim.worker)
+        self._waker.due()  # when the lease is over
         fence = Fence(found.generation, found.wake_id or "")
         secret = await self._hops.run(self._keys.tokens)
         answer = {

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Final
 
 import msgspec
 
 from eventstore.http.problems import Problem
+
+NO_PENDING_WORK: Final = "NO_PENDING_WORK"
 
 
 class Refused(Problem):
@@ -46,4 +49,4 @@ def fenced() -> Refused:
 
 def nothing_pending() -> Refused:
     """There is nothing to claim."""
-    return Refused(409, "NO_PENDING_WORK", "every stream is acknowledged up to its end")
+    return Refused(409, NO_PENDING_WORK, "every stream is acknowledged up to its end")

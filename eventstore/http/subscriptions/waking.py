@@ -56,6 +56,7 @@ class Waker:
         self._moved: set[str] = set()
         self._news = asyncio.Event()
         self._loaded = 0.0
+        self._waiting: list[asyncio.Future[None]] = []
         self._deliveries: set[asyncio.Task[None]] = set()
         self._running = asyncio.create_task(self._run())
 
@@ -68,12 +69,20 @@ class Waker:
         """Something may be due."""
         self._news.set()
 
+    async def caught_up(self) -> None:
+        """Wait until what was heard of before is seen to: what this server has committed, say."""
+        future = asyncio.get_running_loop().create_future()
+        self._waiting.append(future)
+        self._news.set()
+        await future
+
     async def close(self) -> None:
         """End; what is under way is taken up again by whoever finds it due."""
         tasks = [self._running, *self._deliveries]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        _tell(self._waiting)
         await self._webhooks.close()
 
     # --- the task ------------------------------------------------------------------------------
@@ -81,6 +90,7 @@ class Waker:
     async def _run(self) -> None:
         while True:
             self._news.clear()
+            waiting, self._waiting = self._waiting, []
             try:
                 pause = await self._step()
             except EventStoreError as error:
@@ -92,6 +102,8 @@ class Waker:
                 logger.exception("subscriptions wait, for what must not happen")
                 self._anything = True
                 pause = _SELDOM
+            finally:
+                _tell(waiting)
             if self._interests.ids:
                 await asyncio.sleep(_OFTEN)
                 pause -= _OFTEN
@@ -191,3 +203,9 @@ class Waker:
         if not task.cancelled() and task.exception() is not None:
             # It is due again, as if this server had died.
             logger.warning("a delivery has failed", exc_info=task.exception())
+
+
+def _tell(waiting: list[asyncio.Future[None]]) -> None:
+    for future in waiting:
+        if not future.done():
+            future.set_result(None)
