@@ -10,7 +10,7 @@ import os
 import re
 import shutil
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -81,18 +81,25 @@ class Node:
         )
 
     def vitest(
-        self, name: str, parts: Sequence[str] = (".",), *, env: Mapping[str, str], folder: Path
+        self,
+        name: str,
+        parts: Mapping[str, int] | None = None,
+        *,
+        env: Mapping[str, str],
+        folder: Path,
     ) -> dict[str, Outcome]:
         """Run the tests of `node/{name}.test.mjs`, and give by title how each went.
 
-        The parts run at the same time, each with the tests whose titles fit its pattern.
-        `folder` is for their reports. Raises RuntimeError where vitest could not run.
+        Parts run at the same time, each with the tests whose titles fit its pattern, and which are
+        tried again so often. `folder` is for their reports. Raises RuntimeError where vitest could
+        not run.
         """
         with contextlib.ExitStack() as stack:
             runs = []
-            for number, only in enumerate(parts):
+            for number, (only, retries) in enumerate((parts or {".": 0}).items()):
                 report = folder / f"{name}-{number}.json"
-                runs.append((self._start_vitest(name, only, env=env, report=report), report))
+                options = [f"--testNamePattern={only}", f"--retry={retries}"]
+                runs.append((self._start_vitest(name, *options, env=env, report=report), report))
                 stack.callback(runs[-1][0].kill)
             told: dict[str, Outcome] = {}
             for run, report in runs:
@@ -103,7 +110,7 @@ class Node:
         return told
 
     def _start_vitest(
-        self, name: str, only: str, *, env: Mapping[str, str], report: Path
+        self, name: str, *options: str, env: Mapping[str, str], report: Path
     ) -> subprocess.Popen[str]:
         return self.start(
             str(PACKAGES / "node_modules" / "vitest" / "vitest.mjs"),
@@ -111,7 +118,7 @@ class Node:
             f"{name}.test.mjs",
             "--reporter=json",
             f"--outputFile={report}",
-            f"--testNamePattern={only}",
+            *options,
             cwd=PACKAGES,
             env=env,
         )
