@@ -100,6 +100,9 @@ def _add_limits(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("limits; a client is an address")
     group.add_argument("--max-body", type=_whole, metavar="BYTES", help="(16 MiB)")
     group.add_argument("--body-timeout", type=_seconds, metavar="SECONDS", help="(60)")
+    group.add_argument(
+        "--max-unread", type=_whole, metavar="BYTES", help="that wait for slow readers (256 MiB)"
+    )
     group.add_argument("--requests-per-second", type=_seconds, metavar="N", help="of one client")
     group.add_argument("--burst", type=_whole, metavar="N", help="of one that was quiet")
     group.add_argument("--max-readers", type=_whole, metavar="N", help="that are live (20000)")
@@ -219,6 +222,7 @@ def _limits(options: argparse.Namespace) -> Limits:
     given = {
         "body_bytes": options.max_body,
         "body_seconds": options.body_timeout,
+        "unread_bytes": options.max_unread,
         "requests_per_second": options.requests_per_second,
         "burst": options.burst,
         "live_readers": options.max_readers,

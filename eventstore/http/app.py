@@ -79,7 +79,8 @@ class DurableStreams:
         of subscriptions that are made from there.
         """
         origins = tuple(origins)
-        limits = limits or Limits()
+        #: What a server keeps to beside the application.
+        self.limits = limits = limits or Limits()
         self._store = store
         self._root = root.rstrip("/").encode()
         self._origins = Origins(origins)

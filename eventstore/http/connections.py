@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from uvicorn.config import Config
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
@@ -25,9 +25,9 @@ HEAD_BYTES: Final = 64 * 1024
 HEAD_SECONDS: Final = 20.0
 #: Seconds within which a client has to take some of what waits for it.
 STALLED_SECONDS: Final = 60.0
-#: Bytes that wait for clients in all; past that, who has been slow longest is sent away.
-WAITING_BYTES: Final = 256 * 1024 * 1024
 
+#: Bytes past which a write is told from what always fits.
+_LARGE: Final = 64 * 1024
 _HEAD_TOO_LARGE: Final = (
     b"HTTP/1.1 431 Request Header Fields Too Large\r\n"
     b"content-length: 0\r\nconnection: close\r\n\r\n"
@@ -40,39 +40,39 @@ class Watch:
     def __init__(
         self,
         most: int,
+        unread_bytes: int,
         *,
         head_seconds: float = HEAD_SECONDS,
         stalled_seconds: float = STALLED_SECONDS,
-        waiting_bytes: int = WAITING_BYTES,
     ) -> None:
-        """`most` is how many connections there may be."""
+        """`most` is how many connections there may be.
+
+        Past `unread_bytes` in all that wait for clients, who has taken nothing for longest goes.
+        """
         self.most = most
         self.heads: Deadlines[Connection] = Deadlines(head_seconds, lambda late: late.abort())
         self._stalled_seconds = stalled_seconds
-        self._waiting_bytes = waiting_bytes
-        #: Connections that take slowly: when each was last seen to take, and what waited then.
-        self._slow: dict[Connection, tuple[float, int]] = {}
-        self._waiting = 0
+        self._unread_bytes = unread_bytes
+        self._slow: dict[Connection, _Slow] = {}
+        self._held = 0
         self._timer: asyncio.TimerHandle | None = None
 
-    def slow(self, connection: Connection, waiting: int) -> None:
+    def slow(self, connection: Connection) -> None:
         """A connection's client does not take as fast as it is given."""
-        self._set(connection, time.monotonic(), waiting)
-        while self._waiting > self._waiting_bytes:
+        self.quick(connection)
+        slow = self._slow[connection] = _Slow(connection)
+        self._held += slow.held
+        while self._held > self._unread_bytes:
             logger.warning("a slow reader is sent away: too much waits for slow readers")
-            self._drop(next(iter(self._slow)))
+            self._drop(min(self._slow, key=lambda each: self._slow[each].taken_at))
         if self._timer is None:
             self._arm()
 
     def quick(self, connection: Connection) -> None:
         """It has taken what waited, or it is gone."""
-        _, waiting = self._slow.pop(connection, (0.0, 0))
-        self._waiting -= waiting
-
-    def _set(self, connection: Connection, moment: float, waiting: int) -> None:
-        _, before = self._slow.get(connection, (0.0, 0))
-        self._slow[connection] = (moment, waiting)
-        self._waiting += waiting - before
+        slow = self._slow.pop(connection, None)
+        if slow is not None:
+            self._held -= slow.held
 
     def _drop(self, connection: Connection) -> None:
         self.quick(connection)
@@ -83,15 +83,56 @@ class Watch:
 
     def _look(self) -> None:
         self._timer = None
-        now = time.monotonic()
-        for connection, (moment, before) in list(self._slow.items()):
-            waiting = connection.waiting
-            if waiting < before:
-                self._set(connection, now, waiting)
-            elif now - moment > self._stalled_seconds:
+        latest = time.monotonic() - self._stalled_seconds
+        for connection, slow in list(self._slow.items()):
+            if not slow.has_taken(connection) and slow.taken_at < latest:
                 self._drop(connection)
         if self._slow:
             self._arm()
+
+
+class _Slow:
+    """What waits for a client that takes slowly."""
+
+    __slots__ = ("held", "taken_at", "waiting")
+
+    def __init__(self, connection: Connection) -> None:
+        self.taken_at = time.monotonic()
+        self.waiting = connection.waiting
+        self.held = max(connection.held, self.waiting)
+
+    def has_taken(self, connection: Connection) -> bool:
+        """Whether it has taken anything since this was asked last."""
+        waiting = connection.waiting
+        if waiting == self.waiting:
+            return False
+        self.waiting, self.taken_at = waiting, time.monotonic()
+        return True
+
+
+class _Metered:
+    """A transport that remembers how much it holds for a client who takes slowly.
+
+    It keeps what it was given until the last byte is gone, so what is left is not what it holds.
+    """
+
+    __slots__ = ("_transport", "_write", "abort", "close", "held", "is_closing")
+
+    def __init__(self, transport: asyncio.Transport) -> None:
+        self._transport = transport
+        self._write = transport.write
+        self.abort = transport.abort
+        self.close = transport.close
+        self.is_closing = transport.is_closing
+        self.held = 0
+
+    def write(self, data: bytes) -> None:
+        if len(data) > _LARGE:
+            self.held = len(data)
+        self._write(data)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
 
 
 class Connection(HttpToolsProtocol):
@@ -111,6 +152,12 @@ class Connection(HttpToolsProtocol):
         #: Whether the head of a request is still to come, and how much of it is there.
         self._in_head = True
         self._head = 0
+        self._metered: _Metered | None = None
+
+    @property
+    def held(self) -> int:
+        """Bytes of the largest piece that is kept until the client has taken all of it."""
+        return 0 if self._metered is None else self._metered.held
 
     @property
     def waiting(self) -> int:
@@ -122,7 +169,8 @@ class Connection(HttpToolsProtocol):
         self.transport.abort()
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        super().connection_made(transport)
+        self._metered = _Metered(transport)
+        super().connection_made(cast("asyncio.Transport", self._metered))
         if len(self.connections) > self._watch.most:
             transport.abort()
             return
@@ -166,8 +214,10 @@ class Connection(HttpToolsProtocol):
 
     def pause_writing(self) -> None:
         super().pause_writing()
-        self._watch.slow(self, self.transport.get_write_buffer_size())
+        self._watch.slow(self)
 
     def resume_writing(self) -> None:
         super().resume_writing()
+        if self._metered is not None:
+            self._metered.held = 0
         self._watch.quick(self)

@@ -39,6 +39,9 @@ class Limits:
     body_seconds: float = 60.0
     #: Bytes of all large bodies that are held at once; past that, 429.
     all_bodies_bytes: int = 256 * 1024 * 1024
+    #: Bytes of large answers that wait for clients to take them; past that, `eventstore serve`
+    #: sends away who has taken nothing for longest. Another server does as it is made.
+    unread_bytes: int = 256 * 1024 * 1024
     #: Requests of one client a second, on average; past that, 429.
     requests_per_second: float | None = None
     #: Requests that a client which was quiet may make at once; by default two seconds' worth.

@@ -21,6 +21,8 @@ _SINGLE: Final = frozenset(
 )
 #: The largest whole number that JavaScript has exactly.
 LARGEST: Final = 2**53 - 1
+#: Seconds; with it a time in microseconds still fits the database.
+_LONGEST_TTL: Final = 10**12
 _RFC_3339: Final = re.compile(
     r"\d{4}-\d\d-\d\d[Tt]\d\d:\d\d:\d\d(?:\.\d+)?(?:[Zz]|[+-]\d\d:\d\d)", re.ASCII
 )
@@ -110,6 +112,8 @@ def expiry(request: Request) -> tuple[int | None, int | None]:
     Raises Problem (400), also where both are given.
     """
     ttl = request.whole(b"stream-ttl")
+    if ttl is not None and ttl > _LONGEST_TTL:
+        raise Problem(400, f"Stream-TTL may be {_LONGEST_TTL} seconds at the most")
     text = request.header(b"stream-expires-at")
     if text is None:
         return ttl, None

@@ -82,7 +82,7 @@ def serve(
         if options.access_log is not None:
             log = stack.enter_context(AccessLog(sys.stderr, options.access_log))
         front = _Front(app, log, options.shutdown_seconds)
-        watch = Watch(max(files - _OTHER_FILES, files // 2))
+        watch = Watch(max(files - _OTHER_FILES, files // 2), app.limits.unread_bytes)
         server = _Server(_config(front, options, watch), front, partial(_tell, options, ready))
         server.run([listener])
 

@@ -6,6 +6,7 @@ from typing import Final
 
 from eventstore import moments
 from eventstore.aio.hops import Hops
+from eventstore.errors import EventStoreError
 from eventstore.http import events
 from eventstore.http.access import Authorize, Operation, check
 from eventstore.http.commands import Touch
@@ -182,16 +183,20 @@ class Streaming:
                 seen = feed.count
                 try:
                     page = await self._hub.page(feed, request.path, start)
-                except Problem:
-                    break  # deleted
-                start = page.end
-                if page.messages or page.is_end or is_first:
-                    body = _event_bytes(page, echoed)
-                    await send({"type": "http.response.body", "body": body, "more_body": True})
+                except EventStoreError:
+                    break  # deleted, or not to be had now: whoever comes again is told
+                start, is_last, is_end = page.end, page.is_last, page.is_end
+                body = _event_bytes(page, echoed) if page.messages or is_end or is_first else b""
+                del page  # whoever waits, or takes it slowly, must not hold it
+                if body:
+                    message = {"type": "http.response.body", "body": body, "more_body": True}
+                    del body
+                    await send(message)
+                    del message
                     is_first = False
-                if page.is_end or self._hub.is_draining:
+                if is_end or self._hub.is_draining:
                     break
-                if page.is_last and not await waiting.news(feed, seen):
+                if is_last and not await waiting.news(feed, seen):
                     break
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
