@@ -20,8 +20,11 @@ logger = logging.getLogger(__name__)
 
 CHANNEL: Final = "eventstore"
 
-#: Seconds between two notifications, at least.
-INTERVAL: Final = 0.005
+#: The longest rest between two notifications, in seconds.
+LONGEST: Final = 0.005
+#: How many times as long as the last one took the rest is: a server that is busy is left in peace,
+#: and one that is not tells readers of an append every other millisecond.
+REST: Final = 8
 
 # Only to wake somebody up: not worth a flush of the disk. The setting is the transaction's, since a
 # proxy may give the connection to somebody else afterwards.
@@ -32,7 +35,7 @@ _inherited: Final[list[Any]] = []
 
 
 class Notifier:
-    """Notifies after appends: at once, and from then on once in 5 ms at most.
+    """Notifies after appends: at once, and then again after a rest of 5 ms at most.
 
     It does so outside of the appends' transactions, on a connection and in a thread of its own:
     every commit that notifies would queue behind one lock of the server's.
@@ -41,7 +44,7 @@ class Notifier:
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self._pending = False
-        self._last = 0.0
+        self._next = 0.0  # when, at the earliest
         self._raw: Any = None
         self._background = Background("eventstore-notify", self._send, self._forked)
 
@@ -57,14 +60,16 @@ class Notifier:
 
     def _send(self) -> None:
         if self._pending:
-            rest = self._last + INTERVAL - time.monotonic()
-            if rest > 0:
-                self._background.pause(rest)
+            begun = time.monotonic()
+            if self._next > begun:
+                self._background.pause(self._next - begun)
+                begun = time.monotonic()
             # Before it is sent: what is appended from now on has a notification of its own.
             self._pending = False
             try:
                 self._notify()
-                self._last = time.monotonic()
+                done = time.monotonic()
+                self._next = done + min(LONGEST, REST * (done - begun))
             except Exception as error:  # a hint less: readers poll
                 logger.debug(
                     "a notification was not sent: %s",
@@ -72,7 +77,7 @@ class Notifier:
                     extra={"eventstore.error": type(error).__name__},
                 )
                 self._disconnect()
-                self._last = time.monotonic() + RETRY
+                self._next = time.monotonic() + RETRY
         if self._background.is_closing:
             self._disconnect()
 

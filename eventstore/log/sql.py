@@ -374,6 +374,7 @@ class SqlLog(ABC):
         # A query a page. A result left open would keep a connection while events are applied, be a
         # read lock in SQLite, and in psycopg a lock that the pool's clean-up would wait for.
         yield first
+        del first  # so that there is one page in memory, and not two
         statement = self._statement("fold", mask)
         full = True
         while full:
@@ -381,8 +382,9 @@ class SqlLog(ABC):
             with self._reading(connection) as cursor:
                 self._execute(cursor, statement, values)
                 page = cursor.fetchall()
-            yield page
             full = len(page) == PAGE
+            yield page
+            del page
 
     def read(
         self,
