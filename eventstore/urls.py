@@ -33,6 +33,9 @@ def parse(target: str | URL) -> URL:
     except (ArgumentError, ValueError):
         # Not shown and not chained: text that cannot be parsed may hold a password anywhere.
         raise InvalidArgumentError("url", "...", f"it is not a URL; {_SUPPORTED}") from None
+    if isinstance(target, str) and url.host and "@" in f"{url.host} {url.database}":
+        # A part of the password was taken for what comes after it, which errors would show.
+        raise InvalidArgumentError("url", "...", "write @ as %40 in a user's name or password")
     driver = _DRIVERS.get(url.drivername)
     if driver is None:
         shown = url.render_as_string(hide_password=True).partition("?")[0]

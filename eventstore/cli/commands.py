@@ -134,12 +134,13 @@ def verify(options: argparse.Namespace) -> int:
 
 
 def _findings(options: argparse.Namespace) -> Iterator[Finding]:
-    urls = [word for word in options.words if "://" in word]
+    # Also what was meant to be one: a password in it is not to be shown as an unknown target.
+    urls = [word for word in options.words if "/" in word or "@" in word]
     if len(urls) > 1:
         raise EventStoreError("give one URL")
     for module in options.modules:
         import_module(module, module)
-    projections = [_projection(word) for word in options.words if "://" not in word]
+    projections = [_projection(word) for word in options.words if word not in urls]
     anchors = [Anchor.parse(text) for text in options.anchors]
     url = urls[0] if urls else _url(options)
     with EventStore(url, migrate=False) as store, show_walk(quiet=options.json) as progress:

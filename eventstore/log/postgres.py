@@ -548,7 +548,10 @@ def open_postgres(
     may lose the last commits, never in part, when the server crashes (synchronous_commit=off).
     Behind a proxy such as PgBouncer no statement is prepared, and "relaxed" is refused.
     """
-    engine = create_engine(url, max_overflow=10 + KEPT)
+    # SQLAlchemy hides the password of a URL, but shows its options.
+    secrets = {name: url.query[name] for name in ("password", "sslpassword") if name in url.query}
+    url = url.difference_update_query(secrets)
+    engine = create_engine(url, max_overflow=10 + KEPT, connect_args=secrets)
 
     @event.listens_for(engine, "connect")
     def connected(raw: Any, _record: Any) -> None:
