@@ -18,6 +18,7 @@ another kind are handed on with `emit`:
     emit(spread("HTTP, long poll", [0.98, 1.02, 1.05], "of raw", goal=0.9, peers=[Peer(...)]))
     emit(Curve("append", "SQLite", "events in the log", "us an append", xs=[...], ys=[...]))
     note("what durability, which versions")      # printed, and in the report once
+    peak(prepare, *arguments)                    # MiB, in a process of its own
 
 All of it should take ten seconds with QUICK=1 (see `sized`), and start its databases with `folder`
 and `postgres` below: the report starts one server for all files.
@@ -26,6 +27,7 @@ and `postgres` below: the report starts one server for all files.
 from __future__ import annotations
 
 import gc
+import multiprocessing
 import os
 import platform
 import sqlite3
@@ -34,6 +36,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from multiprocessing.connection import Connection
 from pathlib import Path
 from statistics import median
 from typing import Final
@@ -46,7 +49,7 @@ from sqlalchemy import make_url
 __all__ = ["Curve", "Note", "Peer", "Row", "emit", "note", "spread"]  # beside what is below
 
 QUICK: Final = os.environ.get("QUICK", "") not in ("", "0")
-ROUNDS: Final = 5 if QUICK else 25
+ROUNDS: Final = 3 if QUICK else 25
 
 #: One run: a fixed number of operations.
 Run = Callable[[], object]
@@ -92,8 +95,8 @@ class Result:
 
 
 def sized(operations: int) -> int:
-    """How many operations a run has: a third when in a hurry."""
-    return max(1, operations // 3) if QUICK else operations
+    """How many operations a run has: a fifth when in a hurry."""
+    return max(1, operations // 5) if QUICK else operations
 
 
 def measure(workload: Workload) -> Result:
@@ -152,6 +155,35 @@ def _percentile(ordered: list[float], percent: int) -> float:
 def _turned(names: list[str], number: int) -> list[str]:
     start = number % len(names)
     return names[start:] + names[:start]
+
+
+def peak(prepare: Callable[..., Run], *arguments: object) -> float:
+    """The MiB that a run holds at most, above what its process held when it had been prepared.
+
+    In a process of its own; `prepare` is given the arguments and makes the run. Linux only.
+    """
+    context = multiprocessing.get_context("spawn")
+    here, there = context.Pipe()
+    process = context.Process(target=_peak, args=(there, prepare, arguments))
+    process.start()
+    there.close()
+    found: float = here.recv()
+    process.join()
+    return found
+
+
+def _peak(pipe: Connection, prepare: Callable[..., Run], arguments: tuple[object, ...]) -> None:
+    run = prepare(*arguments)
+    gc.collect()
+    Path("/proc/self/clear_refs").write_text("5")  # from now on the peak is counted anew
+    before = _status("VmRSS")
+    run()
+    pipe.send((_status("VmHWM") - before) / 1024)
+
+
+def _status(field: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(f"{field}:"))
 
 
 # --- tables ------------------------------------------------------------------------------------

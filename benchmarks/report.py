@@ -23,7 +23,16 @@ from plots import draw
 from records import Curve, Note, Peer, Record, Row, collected
 
 #: The benchmarks, in the order of the table: each is a file beside this one.
-FILES: Final = ("append", "load", "subscription", "async_", "projection")
+FILES: Final = (
+    "append",
+    "load",
+    "writers",
+    "subscription",
+    "async_",
+    "projection",
+    "growth",
+    "footprint",
+)
 
 HERE: Final = Path(__file__).parent
 PAGE: Final = HERE.parent / "docs" / "benchmarks.md"

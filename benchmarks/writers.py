@@ -28,7 +28,7 @@ from eventstore import EventStore
 WRITERS: Final = 8
 COMMITS: Final = harness.sized(100)
 FEW: Final = max(1, COMMITS // 4)
-ROUNDS: Final = 5 if harness.QUICK else 15
+ROUNDS: Final = 3 if harness.QUICK else 15
 
 #: Opens a contender in a process of its own: a new account, and how it is saved.
 Opening = Callable[[ExitStack], tuple[Any, Callable[[Any], object]]]
