@@ -29,6 +29,7 @@ from eventstore.log.followers import Checkpoint, Followers
 from eventstore.log.parked import ParkedEvents
 from eventstore.log.tables import REBUILD, followers
 from eventstore.log.transactions import lock_name
+from eventstore.projections.changes import Recorder
 from eventstore.projections.places import Shadow, shadow
 from eventstore.projections.replaying import Replay
 from eventstore.projections.table_projection import TableProjection
@@ -100,6 +101,7 @@ class Rebuild:
         self._report: Callable[[Progress], None] = progress or (lambda _: None)
         self._replay = Replay(log, cls)
         self._told = None if cls.__changes__ is None else Told(log, cls.__changes__)
+        self._recorder: Recorder | None = None
         self._began = self._renewed_at = time.monotonic()
 
     def run(self) -> Progress:
@@ -172,10 +174,13 @@ class Rebuild:
 
     def _build_and_swap(self, tables: Shadow, lease: Checkpoint) -> Progress:
         lease = self._build(tables, lease)
+        if self._told is not None:
+            self._survey(tables, lease, self._told)
+            lease = self._build(tables, lease)  # what came in meanwhile
         tables.analyze()
         deadline = time.monotonic() + _READERS
         while True:
-            if self._told is not None:  # most of it now, and not while others wait for the swap
+            if self._told is not None:
                 self._told.read()
             try:
                 lease = self._finish(tables, lease)
@@ -187,6 +192,15 @@ class Rebuild:
                 lease = self._build(tables, lease)
             else:
                 return self._tell(lease, lease.position)
+
+    def _survey(self, tables: Shadow, lease: Checkpoint, told: Told) -> None:
+        """See what there will be to tell, while nobody waits for the swap."""
+        told.read()
+        with tables.transaction() as connection:
+            told.survey(connection)
+        self._recorder = Recorder(told.declared)
+        self._replay.record(self._recorder)
+        self._renew_in_time(lease)
 
     def _build(self, tables: Shadow, lease: Checkpoint) -> Checkpoint:
         """Handle all but what is appended during one batch: that is left for the swap."""
@@ -268,7 +282,7 @@ class Rebuild:
             tables.swap(connection, living)
             if self._told is not None:
                 self._told.read(connection)
-                self._told.bring(connection, max(end for _, end in ends))
+                self._told.bring(connection, max(end for _, end in ends), self._recorder)
             self._adopt(connection, shards, ends)
             self._followers.remove(connection, self._name, rebuild=True)
         return lease._replace(position=min(end for _, end in ends))
@@ -299,6 +313,8 @@ class Rebuild:
         shard: Shard | None,
     ) -> Checkpoint:
         replay = self._replay if shard is None else Replay(self._log, self._cls, shard)
+        if self._recorder is not None:
+            replay.record(self._recorder)
         bounds, handled = Bounds(position=until), lease.handled
         while page := replay.page(after, bounds, BATCH, connection=connection):
             if tables.lenient:

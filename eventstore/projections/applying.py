@@ -27,6 +27,10 @@ class Applier:
         self._feed = feed
         self._recorder: Recorder | None = None
 
+    def record(self, recorder: Recorder) -> None:
+        """From now on, note which rows are changed."""
+        self._recorder = recorder
+
     @contextlib.contextmanager
     def telling(self, log: Log, connection: Connection) -> Generator[None]:
         """At the end of the block, what it changes is told in the projection's stream, if any."""

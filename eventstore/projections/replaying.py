@@ -10,6 +10,7 @@ from sqlalchemy import Connection
 from eventstore.errors import HandlerError, StoredEventError
 from eventstore.log.base import Bounds, Log, Row, Shard
 from eventstore.projections.applying import Applier, described, raise_if_passing
+from eventstore.projections.changes import Recorder
 from eventstore.projections.feed import Feed, Page
 from eventstore.projections.table_projection import TableProjection
 
@@ -25,6 +26,10 @@ class Replay:
         self._name = cls.__follower__
         self._feed = Feed(log, cls.__handlers__, categories=cls.__categories__, shard=shard)
         self._applier = Applier(cls(), self._feed)
+
+    def record(self, recorder: Recorder) -> None:
+        """From now on, note which rows are changed."""
+        self._applier.record(recorder)
 
     def page(
         self, after: int, until: Bounds, limit: int, *, connection: Connection | None = None

@@ -51,7 +51,7 @@ class Told:
 
     def __init__(self, log: Log, declared: ChangeStream) -> None:
         self._log = log
-        self._declared = declared
+        self.declared: Final = declared
         self._version = 0
         #: By type and key: what has been told.
         self._known: dict[str, dict[str, int]] = {}
@@ -64,7 +64,7 @@ class Told:
 
         Raises InvalidArgumentError for a stream that has other events, StreamDeletedError.
         """
-        log, name = self._log, self._declared.name
+        log, name = self._log, self.declared.name
         while page := log.read(name, self._version, Bounds(), limit=_PAGE, connection=connection):
             for row in page:
                 type = log.event_type(row.type, connection).name
@@ -79,7 +79,7 @@ class Told:
             self._version = page[-1].version
 
     def _refused(self, others: str) -> InvalidArgumentError:
-        name = self._declared.name
+        name = self.declared.name
         return InvalidArgumentError("changes", name, f"the stream has {others}: use another name")
 
     def _fold(self, message: _Message) -> None:
@@ -92,7 +92,7 @@ class Told:
     def survey(self, connection: Connection) -> None:
         """See what is in the tables, all of it."""
         self._found, self._places = {}, {}
-        for told in self._declared.tables.values():
+        for told in self.declared.tables.values():
             known, places = self._known.get(told.name, {}), self._places.setdefault(told.name, {})
             found = self._found[told.name] = {}
             for at, key, value in told.every(connection, _PAGE):
@@ -118,7 +118,7 @@ class Told:
             for key in known:
                 if key not in found:
                     messages.add("delete", type, key)
-        for told in self._declared.tables.values():
+        for told in self.declared.tables.values():
             known = self._known.get(told.name, {})
             for _, key, value in self._news(connection, told):
                 messages.add("update" if key in known else "insert", told.name, key, value)
@@ -148,4 +148,4 @@ class Told:
         events = messages.take()
         for start in range(0, len(events), _PAGE):
             page = events[start : start + _PAGE]
-            self._log.append([Write(self._declared.name, page)], connection=connection)
+            self._log.append([Write(self.declared.name, page)], connection=connection)

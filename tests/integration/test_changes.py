@@ -48,6 +48,7 @@ from eventstore import (
     on,
 )
 from eventstore.followers.follower import TableFollower
+from eventstore.followers.rebuild import Rebuild
 from eventstore.projections.changes import key_text
 
 STREAM = "projections/told-seats"
@@ -440,6 +441,41 @@ def test_a_rebuild_tells_what_it_changes(store: EventStore) -> None:
     ]
     assert messages(store)[-1]["headers"]["txid"] == str(progress.position)
     assert agrees(store)
+
+
+def test_what_is_appended_during_a_rebuild_is_told_too(
+    store: EventStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.append("told/red", [Booked(1, "Ann"), Booked(2, "Bob"), Booked(3, "Eve")])
+    store.append("told/blue", Booked(1, "Ann"))
+    store.catch_up(Seats)
+    with store.engine.begin() as db:
+        db.execute(update(Seats.seats).where(Seats.seats.c.guest == "Ann").values(guest="Zoe"))
+    store.accept(Seats)
+    survey, finish = Rebuild._survey, Rebuild._finish
+
+    def surveyed(self: Rebuild, *args: Any) -> None:
+        survey(self, *args)
+        store.append("told/red", [Freed(2), Booked(3, "Max"), Booked(4, "Kim")])
+        store.catch_up(Seats)
+        store.append("told/blue", [Freed(1), Booked(2, "Lea")])
+
+    def finished(self: Rebuild, *args: Any) -> Any:
+        store.append("told/red", [Freed(3), Booked(5, "Ann")])
+        store.catch_up(Seats)  # the new tables must not be behind
+        return finish(self, *args)
+
+    monkeypatch.setattr(Rebuild, "_survey", surveyed)
+    monkeypatch.setattr(Rebuild, "_finish", finished)
+    store.rebuild(Seats)
+    assert agrees(store)
+    rows = folded(store)
+    assert [row["guest"] for (_, key), row in sorted(rows.items()) if key[0] == "["] == [
+        "Lea",
+        "Ann",
+        "Kim",
+        "Ann",
+    ]
 
 
 def test_a_rebuild_that_fails_tells_nothing(store: EventStore) -> None:
