@@ -64,6 +64,14 @@ class Stop:
         if self.asked.is_set():
             call()
 
+    def wait(self, goes_on: Callable[[], bool] = lambda: True) -> None:
+        """Wait until an end is asked for, in the main thread.
+
+        It looks now and then: a signal that the system has given to another thread wakes nobody.
+        """
+        while goes_on() and not self.asked.wait(0.05):
+            pass
+
     def _called(self, *_: object) -> None:
         self.asked.set()
         for call in self._calls:
@@ -100,15 +108,16 @@ def opened(place: Place, **options: Any) -> EventStore:
 
 def write(place: Place, stop: Stop) -> None:
     recorder = Recorder(place.journal)
-    with opened(place) as store:
+    with opened(place, group_commit=random.Random(place.seed).random() < 0.5) as store:
         name, after = place.journal.name, place.after
         writers = [
             Writer(store, place.streams, recorder, f"{name}-{n}", place.seed, after)
-            for n in range(2)
+            for n in range(3)
         ]
         threads = [_Thread(writer.work, lambda: not stop.asked.is_set()) for writer in writers]
         for thread in threads:
             thread.start()
+        stop.wait(lambda: all(thread.is_alive() for thread in threads))
         for thread in threads:
             thread.finish()
 
@@ -176,6 +185,7 @@ def run(place: Place, stop: Stop) -> None:
                 break
             except LogError:
                 time.sleep(PAUSE)
+        stop.wait()
         runner.join()
         if runner.given_up:
             raise next(iter(runner.given_up.values()))

@@ -157,9 +157,21 @@ class _Checking:
         self._order(effects, _stretch(self._history, dead, NEVER), self._log)
         self._lost_from_the_end(answered)
         for scan in self._history.scans:
-            # A follower that goes on after a crash must not have seen what was lost in it.
             if scan.start < dead < scan.end and not scan.to_the_end:
-                self.wrong += follows(self._log, scan.entries, scan.after)
+                self.wrong += self._missed_after_crash(scan)
+
+    def _missed_after_crash(self, scan: Scan) -> Iterator[str]:
+        """A follower that is given what came after a crash has missed nothing of what is there."""
+        if any(
+            append.start > self._dead
+            for entry in scan.entries
+            for append in self._attempts.get(entry.op, ())[:1]
+        ):
+            last = scan.entries[-1].position
+            due = {entry for entry in self._log if scan.after < entry.position <= last}
+            missed = due.difference(scan.entries)
+            if missed:
+                yield f"a follower went on after a crash, and missed {sorted(missed)[:3]}"
 
     # --- appends ---------------------------------------------------------------------------------
 
