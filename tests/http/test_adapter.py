@@ -349,6 +349,20 @@ def test_an_offset_of_a_deleted_stream_is_not_one_of_its_successor(store: EventS
     run(store, story)
 
 
+def test_a_stream_made_anew_knows_no_producer_and_no_sequence(store: EventStore) -> None:
+    producer = {"producer_id": "p", "producer_epoch": "3", "producer_seq": "0"}
+
+    async def story(client: Client) -> None:
+        for _ in range(2):
+            assert (await client.put("a/1")).status == 201
+            assert (await client.post("a/1", "1", stream_seq="7", **producer)).status == 200
+            assert (await client.post("a/1", "1", stream_seq="7", **producer)).status == 204
+            assert (await client.post("a/1", "1", stream_seq="7")).status == 409
+            assert (await client.ask("DELETE", "a/1")).status == 204
+
+    run(store, story)
+
+
 def test_a_name_that_was_made_anew_has_one_url(store: EventStore) -> None:
     async def story(client: Client) -> None:
         await client.put("a/1", "[1]")
