@@ -10,8 +10,8 @@ put in an envelope when it is read.
 from __future__ import annotations
 
 import enum
-from collections.abc import Iterable, Sequence
-from typing import Any, Final
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Final, TypeVar
 from uuid import UUID
 
 import msgspec
@@ -21,12 +21,20 @@ from eventstore.http.problems import Problem
 from eventstore.ids import new_ids
 from eventstore.log.base import EventType, NewEvent, Row
 
+T = TypeVar("T")
+
 JSON: Final = "application/json"
 BYTES: Final = "application/octet-stream"
 
 _JSON_MESSAGE: Final = EventType("$json", 1)
 _BATCH: Final = EventType("$batch", 1)
 _PIECE: Final = EventType("$bytes", 1)
+
+#: Bytes past which an array without events is kept as it is.
+_LARGE: Final = 256 * 1024
+#: Events of one request, and commas in its body, at the most.
+_MOST_EVENTS: Final = 100_000
+_MOST_PARTS: Final = 1_000_000
 
 _elements: Final = msgspec.json.Decoder(list[msgspec.Raw]).decode
 _element: Final = msgspec.json.Decoder(msgspec.Raw).decode
@@ -57,29 +65,45 @@ def is_text(media: str) -> bool:
 
 
 def events_of(body: bytes, media: str) -> list[NewEvent]:
-    """The events that a body becomes; none, for an empty one. Raises Problem (400)."""
+    """The events that a body becomes; none, for an empty one. Raises Problem (400, 413)."""
     if not body:
         return []
     if media != JSON:
         return [NewEvent(_PIECE, body, new_ids(1)[0])]
     text = body.strip(b" \t\r\n")
-    messages = json_messages(text)
     if b'"type"' in text and b'"data"' in text:
-        ids = new_ids(len(messages))
-        return [_event(bytes(one), id) for one, id in zip(messages, ids, strict=True)]
-    return batch(messages, text)
+        return _events(text)
+    if len(text) > _LARGE and text[:1] == b"[" and text[1:].lstrip(b" \t\r\n")[:1] != b"]":
+        _checked(_element, text)  # not taken apart: of millions of messages that takes seconds
+        return [NewEvent(_BATCH, text, new_ids(1)[0])]
+    return batch(json_messages(text), text)
 
 
 def json_messages(text: bytes) -> Sequence[msgspec.Raw]:
     """The messages of a JSON text: those of an array, one level deep. Raises Problem (400)."""
+    if text.lstrip(b" \t\r\n")[:1] == b"[":
+        return _checked(_elements, text)
+    return [_checked(_element, text)] if text else []
+
+
+def _checked(decode: Callable[[bytes], T], text: bytes) -> T:
     try:
         if not text.isascii():
             text.decode("utf-8")
-        if text.lstrip(b" \t\r\n")[:1] == b"[":
-            return _elements(text)
-        return [_element(text)] if text else []
+        return decode(text)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise Problem(400, f"the body is not valid JSON: {error}") from None
+
+
+def _events(text: bytes) -> list[NewEvent]:
+    """Messages of which some may be events, an event each."""
+    # There are no more messages than commas, and one.
+    if text.count(b",") < _MOST_PARTS:
+        messages = json_messages(text)
+        if len(messages) <= _MOST_EVENTS:
+            ids = new_ids(len(messages))
+            return [_event(bytes(one), id) for one, id in zip(messages, ids, strict=True)]
+    raise Problem(413, f"post at most {_MOST_EVENTS} events at once")
 
 
 def batch(messages: Sequence[msgspec.Raw | bytes], text: bytes | None = None) -> list[NewEvent]:

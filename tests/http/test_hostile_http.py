@@ -445,6 +445,9 @@ def test_large_and_deep_bodies_are_taken_or_refused(server: Child, media: bytes)
         b"[" + b"0," * (half // 2) + b"0]",
         b"[" + b"[]," * (half // 3) + b"0]",
         b'"' + b"x" * half + b'"',
+        b"[" + b" " * half + b"]",
+        b"[" + b"0," * (half // 2) + b'{"type":"x","data":1}]',
+        b"[" + b'{"type":"x","data":1},' * (half // 22) + b"0]",
         b"9" * half,
         b'{"type":"x","data":' + b"[" * half,
     ):
