@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -30,13 +30,17 @@ from eventstore.log.parked import ParkedEvents
 from eventstore.log.tables import REBUILD, followers
 from eventstore.log.transactions import lock_name
 from eventstore.projections.changes import Recorder
+from eventstore.projections.feed import Page
 from eventstore.projections.places import Shadow, shadow
 from eventstore.projections.replaying import Replay
 from eventstore.projections.table_projection import TableProjection
 from eventstore.projections.told import Told
 
-#: Events a transaction, at the most.
-BATCH: Final = 5000
+#: Events a transaction, about, at the most: a row that they change often is written once.
+BATCH: Final = 200_000
+#: Events a page, at the most, and in the catching up at the end.
+_PAGE: Final = 500
+_CATCH_UP: Final = 5000
 #: Seconds for which a rebuild holds its lease from one batch to the next.
 _LEASE: Final = 30.0
 #: How many differing rows of a table a verification tells.
@@ -206,10 +210,12 @@ class Rebuild:
         """Handle all but what is appended during one batch: that is left for the swap."""
         while True:
             head, batches = self._target(), 0
-            while lease.position < head:
-                lease = self._batch(tables, lease, head)
-                batches += 1
-                self._tell(lease, head)
+            bounds, size = Bounds(position=head), min(BATCH, _PAGE)
+            with contextlib.closing(self._replay.pages(lease.position, bounds, size)) as pages:
+                while lease.position < head:
+                    lease = self._batch(tables, lease, head, pages)
+                    batches += 1
+                    self._tell(lease, head)
             if batches <= 1:
                 return lease
 
@@ -227,11 +233,12 @@ class Rebuild:
         stay = self._verify or self._cls.__handlers__.effects
         return not stay or any(row.in_step for row in shards)
 
-    def _batch(self, tables: Shadow, lease: Checkpoint, head: int) -> Checkpoint:
-        page = self._replay.page(lease.position, Bounds(position=head), BATCH)
-        to, handled = (page[-1][0] if len(page) == BATCH else head), len(page)
+    def _batch(
+        self, tables: Shadow, lease: Checkpoint, head: int, pages: Generator[Page]
+    ) -> Checkpoint:
         with tables.transaction() as connection:
-            self._replay.apply(connection, page)
+            position, handled, is_last = self._replay.batch(connection, pages, BATCH)
+            to = head if is_last else position
             if tables.durable:
                 return self._followers.advance(
                     connection, lease, to, handled=handled, seconds=_LEASE
@@ -316,7 +323,7 @@ class Rebuild:
         if self._recorder is not None:
             replay.record(self._recorder)
         bounds, handled = Bounds(position=until), lease.handled
-        while page := replay.page(after, bounds, BATCH, connection=connection):
+        while page := replay.page(after, bounds, _CATCH_UP, connection=connection):
             if tables.lenient:
                 raise LogLockedError(
                     "the database enforces foreign keys, and events to be handled come in too "

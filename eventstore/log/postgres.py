@@ -25,8 +25,6 @@ from sqlalchemy import (
     BigInteger,
     Connection,
     Engine,
-    NullPool,
-    QueuePool,
     Text,
     any_,
     bindparam,
@@ -372,13 +370,13 @@ class PostgresLog(SqlLog):
         cursor.execute(statement.text, values, prepare=True)
 
     def _paged(
-        self, statement: Any, values: dict[str, Any]
+        self, statement: Any, values: dict[str, Any], whole: bool
     ) -> Generator[Sequence[Slim] | Sequence[Keyed]]:
         # Rows streamed in chunks arrive while others are handled: three times as fast as a query a
         # page. One statement is not to last for long, as no dead row is cleaned up meanwhile.
         size, limit = values["limit"], _FIRST_STREAM
-        if not self._may_stream():
-            yield from super()._paged(statement, values)
+        if not (self._has_spare_connection() and psycopg.capabilities.has_stream_chunked()):
+            yield from super()._paged(statement, values, whole)
             return
         full = True
         while full:
@@ -396,12 +394,6 @@ class PostgresLog(SqlLog):
                 limit = min(limit * 4, _LONGEST_STREAM)
             elif seconds > _STREAM_SECONDS:
                 limit = max(limit // 4, size)
-
-    def _may_stream(self) -> bool:
-        """Whether the driver can, and the pool has another connection for what is done meanwhile."""
-        pool = self.engine.pool
-        spare = isinstance(pool, NullPool) or (isinstance(pool, QueuePool) and pool.size() != 1)
-        return spare and psycopg.capabilities.has_stream_chunked()
 
     def one_of(self, column: Any, parameter: str) -> Any:
         kind = column.type if isinstance(column.type, BigInteger) else Text()

@@ -14,7 +14,7 @@ from types import TracebackType
 from typing import Any, ClassVar, Final, TypeAlias
 
 import msgspec
-from sqlalchemy import Connection, Engine
+from sqlalchemy import Connection, Engine, NullPool, QueuePool
 
 from eventstore.errors import (
     IdempotencyKeyReusedError,
@@ -448,10 +448,10 @@ class SqlLog(ABC):
     ) -> Generator[Sequence[Slim] | Sequence[Keyed]]:
         self._check_open()
         shape, values = self._shaped(after, until, size, self._narrowed(wanted, until))
-        return self._paged(self._statement("scan", mask_of(until), shape, whole), values)
+        return self._paged(self._statement("scan", mask_of(until), shape, whole), values, whole)
 
     def _paged(
-        self, statement: Statement, values: dict[str, Any]
+        self, statement: Statement, values: dict[str, Any], whole: bool
     ) -> Generator[Sequence[Slim] | Sequence[Keyed]]:
         # A query a page: between pages there is no read lock, which would keep a memory database
         # from being written, and the write-ahead log of a file from being emptied.
@@ -464,6 +464,11 @@ class SqlLog(ABC):
             if page:
                 values["after"] = page[-1][0]
                 yield page
+
+    def _has_spare_connection(self) -> bool:
+        """Whether the pool has one for what is done while another is taken, and in any thread."""
+        pool = self.engine.pool
+        return isinstance(pool, NullPool) or (isinstance(pool, QueuePool) and pool.size() != 1)
 
     def _narrowed(self, wanted: Wanted, until: Bounds) -> Wanted:
         """Without its types, where the log has no others: a tenth less time for each row."""

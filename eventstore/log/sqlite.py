@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import sqlite3
 import threading
 import uuid
@@ -37,6 +38,7 @@ from eventstore.errors import (
     LogUnavailableError,
     StoreClosedError,
 )
+from eventstore.log.ahead import block_of, has_idle_core, read_ahead
 from eventstore.log.awaited import AwaitedCursor, driver_connection
 from eventstore.log.base import (
     ANY,
@@ -44,7 +46,9 @@ from eventstore.log.base import (
     STREAM_EXISTS,
     EventType,
     Frontier,
+    Keyed,
     Receipt,
+    Slim,
     Write,
 )
 from eventstore.log.grouping import Request
@@ -120,6 +124,9 @@ class Turn:
         self._lock.release()
 
 
+#: Rows after which a replay is long enough for a thread that reads ahead.
+_FIRST_ROWS: Final = 10_000
+
 _NO_TURN: Final = contextlib.nullcontext()
 _NO_SAVEPOINT: Final = contextlib.nullcontext()
 
@@ -142,6 +149,9 @@ class SqliteLog(SqlLog):
         super().__init__(engine, keep=keep)
         self._clock = clock
         self._turn = Turn(lock_timeout)
+        # A memory database has no readers while it is written: there none should read for longer.
+        in_memory = re.search(":memory:|memdb|mode=memory", str(engine.url))
+        self._is_file = bool(engine.url.database) and not in_memory
 
     # --- appending -----------------------------------------------------------------------------
 
@@ -257,6 +267,37 @@ class SqliteLog(SqlLog):
         return new_types[type]
 
     # --- reading -------------------------------------------------------------------------------
+
+    def _paged(
+        self, statement: Any, values: dict[str, Any], whole: bool
+    ) -> Generator[Sequence[Slim] | Sequence[Keyed]]:
+        if self._is_file and self._has_spare_connection() and has_idle_core():
+            first = 0
+            for page in super()._paged(statement, values, whole):
+                yield page
+                first += len(page)
+                if first >= _FIRST_ROWS:
+                    break
+            else:
+                return
+            yield from self._read_ahead(statement, values, whole)
+        yield from super()._paged(statement, values, whole)
+
+    def _read_ahead(
+        self, statement: Any, values: dict[str, Any], whole: bool
+    ) -> Generator[Sequence[Slim] | Sequence[Keyed]]:
+        text = block_of(statement.text, whole)
+
+        def read(after: int, rows: int) -> Any:
+            parameters = statement.parameters({**values, "after": after, "limit": rows})
+            with self._reading() as cursor:
+                return cursor.execute(text, parameters).fetchone()
+
+        pages: Any = read_ahead(read, values["after"], values["limit"], whole)
+        with contextlib.closing(pages):
+            for page in pages:
+                values["after"] = page[-1][0]
+                yield page
 
     def settled(self, timeout: float, *, connection: Connection | None = None) -> int:
         with self._reading(connection) as cursor:

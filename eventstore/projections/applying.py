@@ -56,6 +56,21 @@ class Applier:
         if recorder is not None:
             recorder.position = page[-1][0]
 
+    @contextlib.contextmanager
+    def applying(self, connection: Connection) -> Generator[Callable[[Page], int]]:
+        """In the block, what applies a page and says how many rows are to be written at its end.
+
+        It raises as `together` does. What it changes is not told.
+        """
+        with self._projection._writing(connection, self._recorder) as projection:
+            feed, buffer = self._feed, projection._buffer
+
+            def apply(page: Page) -> int:
+                feed.apply(projection, page, connection)
+                return buffer.size
+
+            yield apply
+
     def singly(
         self, connection: Connection, rows: Sequence[Row], failed: Callable[[Row, Exception], None]
     ) -> None:

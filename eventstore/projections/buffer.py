@@ -79,7 +79,7 @@ class WriteBuffer:
             if row is None:
                 rows.begin(key, "insert", new, _NOTHING)
             elif row.kind in ("gone", "brief"):
-                row.kind, row.values = "insert", new
+                row.come_back(new)
             else:
                 # It is there already: let the database say so, and with its own words.
                 self.flush()
@@ -109,7 +109,7 @@ class WriteBuffer:
                 new = rows.with_defaults(values)
                 row.defaults = {name: new[name] for name in new if name not in values}
         elif row.kind in ("gone", "brief"):
-            row.kind, row.values = "insert", rows.with_defaults(values)
+            row.come_back(rows.with_defaults(values))
         else:
             row.set({name: values[name] for name in values if name not in rows.primary_key})
         self.pending = True
@@ -136,16 +136,26 @@ class WriteBuffer:
         If there is no such row, the flush, if not this, raises RowNotFoundError. Raises
         InvalidArgumentError.
         """
+        # By far the commonest call, so it does for itself what others call for.
         rows = self._tables.get(table) or self._open(table)
-        row = rows.at(key)
+        try:
+            row = rows.pending.get(key)
+        except TypeError:
+            row = rows.at(key)  # which says what is wrong with the key
         if not rows.numbers.issuperset(amounts):
             raise rows.unknown_column(amounts, rows.numbers)
         if row is None:
             rows.begin(key, "update", {}, dict(amounts))
             self.pending = True
-        else:
-            rows.require(key, row)
-            row.add(amounts, rows.plan.unknown)
+            return
+        sums = row.sums
+        if sums is None:
+            raise RowNotFoundError(table.fullname, key)
+        for name, amount in amounts.items():
+            try:
+                sums[name] = sums[name] + amount
+            except (KeyError, TypeError):
+                row.add(name, amount, rows.plan.unknown)
 
     def delete(self, table: Table, key: Key) -> None:
         """Delete a row, if it is there. Raises InvalidArgumentError."""
@@ -216,6 +226,11 @@ class WriteBuffer:
         finally:
             self.discard()
 
+    @property
+    def size(self) -> int:
+        """How many rows are pending."""
+        return sum(len(rows.pending) + len(rows.loose) for rows in self._tables.values())
+
     def lend(self) -> Connection:
         """The connection, for other statements. What is pending is written first."""
         if self.pending:
@@ -249,12 +264,14 @@ class WriteBuffer:
 class _Row:
     """A row's pending changes: perhaps a delete, then `values`, then `adds`."""
 
-    __slots__ = ("adds", "defaults", "existed", "kind", "removed", "values")
+    __slots__ = ("adds", "defaults", "existed", "kind", "removed", "sums", "values")
 
     def __init__(self, kind: Kind, values: Values, adds: Values) -> None:
         self.kind = kind
         self.values = values
         self.adds = adds
+        #: Where most of what is added goes: to the values, if there are any. None if it is gone.
+        self.sums: Values | None = None if kind == "gone" else values or adds
         #: What a put sets only if it inserts.
         self.defaults: Values = _NOTHING
         #: Whether a delete comes first, and whether it is an error if it finds no row.
@@ -267,19 +284,20 @@ class _Row:
             self.adds = {name: self.adds[name] for name in self.adds if name not in values}
         if self.defaults:
             self.defaults = {n: self.defaults[n] for n in self.defaults if n not in values}
+        self.sums = self.values or self.adds
 
-    def add(self, amounts: Mapping[str, Any], unknown: frozenset[str]) -> None:
+    def add(self, name: str, amount: Any, unknown: frozenset[str]) -> None:
         values, adds = self.values, self.adds
-        for name, amount in amounts.items():
-            if name in values:
-                values[name] = _sum(values[name], amount)
-            elif name in adds:
-                adds[name] = _sum(adds[name], amount)
-            elif self.kind != "insert" or name in unknown:
-                if adds is _NOTHING:
-                    adds = self.adds = {}
-                adds[name] = amount
-            # Else the column is NULL and stays so.
+        if name in values:
+            values[name] = _sum(values[name], amount)
+        elif name in adds:
+            adds[name] = _sum(adds[name], amount)
+        elif self.kind != "insert" or name in unknown:
+            if adds is _NOTHING:
+                adds = self.adds = {}
+                self.sums = values or adds
+            adds[name] = amount
+        # Else the column is NULL and stays so.
 
     def delete(self) -> None:
         if self.kind == "insert" and not self.removed:
@@ -289,6 +307,11 @@ class _Row:
             self.removed = True
             self.kind, self.values = "gone", {}
         self.adds = self.defaults = _NOTHING
+        self.sums = None
+
+    def come_back(self, values: Values) -> None:
+        """Be inserted again, after a delete."""
+        self.kind, self.values, self.sums = "insert", values, values
 
 
 #: Shared by the rows that have none; never changed.

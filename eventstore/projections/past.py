@@ -15,7 +15,9 @@ from eventstore.projections.replaying import Replay
 from eventstore.projections.table_projection import TableProjection
 
 #: Events a page, at the most.
-_PAGE: Final = 5000
+_PAGE: Final = 500
+#: Events that are applied as one, about, at the most.
+_BATCH: Final = 200_000
 
 
 @contextlib.contextmanager
@@ -24,9 +26,8 @@ def as_of(log: Log, cls: type[TableProjection], until: Bounds) -> Generator[Conn
     replay = Replay(log, cls)
     with scratch(log, cls.__tables__) as connection:
         with own_errors(connection):
-            after = 0
-            while page := replay.page(after, until, _PAGE):
-                replay.apply(connection, page)
-                after = page[-1][0]
+            with contextlib.closing(replay.pages(0, until, _PAGE)) as pages:
+                while not replay.batch(connection, pages, _BATCH).is_last:
+                    pass
             connection.hold()
         yield connection

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Generator
 from functools import partial
-from typing import NoReturn
+from typing import Final, NamedTuple, NoReturn
 
 from sqlalchemy import Connection
 
@@ -13,6 +15,21 @@ from eventstore.projections.applying import Applier, described, raise_if_passing
 from eventstore.projections.changes import Recorder
 from eventstore.projections.feed import Feed, Page
 from eventstore.projections.table_projection import TableProjection
+
+#: What ends a batch, beside its number of events: so many rows to be written, which are held in
+#: memory, or so many seconds, after which it should be seen to get on.
+_ROWS: Final = 20_000
+_SECONDS: Final = 2.0
+#: Events a page, of those that are applied once more.
+_AGAIN: Final = 500
+
+
+class Batch(NamedTuple):
+    """What was applied: up to where, how many events, and whether there are no more."""
+
+    position: int
+    handled: int
+    is_last: bool
 
 
 class Replay:
@@ -36,6 +53,47 @@ class Replay:
     ) -> Page:
         """The next events past a position."""
         return self._feed.page(after, until, limit, connection=connection)
+
+    def pages(self, after: int, until: Bounds, size: int) -> Generator[Page]:
+        """All events past a position, to a final one: to be used up or closed, as `Log.pages`."""
+        return self._feed.pages(after, until, size)
+
+    def batch(self, connection: Connection, pages: Generator[Page], most: int) -> Batch:
+        """Apply pages in the caller's transaction, as one: about so many events at the most.
+
+        Raises what `apply` does, and what reading the pages does.
+        """
+        page = next(pages, None)
+        if page is None:
+            return Batch(0, 0, True)
+        first, handled, unread = page[0][0], 0, None
+        last = first
+        end = time.monotonic() + _SECONDS
+        try:
+            with connection.begin_nested(), self._applier.applying(connection) as apply:
+                while page is not None:
+                    last, handled = page[-1][0], handled + len(page)
+                    rows = apply(page)
+                    if handled >= most or rows >= _ROWS or time.monotonic() > end:
+                        break
+                    try:
+                        page = next(pages, None)
+                    except Exception as error:
+                        unread = error
+                        raise
+        except Exception as error:
+            if error is unread:
+                raise
+            raise_if_passing(error, connection)
+            self._again(connection, first - 1, last)
+        return Batch(last, handled, page is None)
+
+    def _again(self, connection: Connection, after: int, until: int) -> None:
+        """In smaller parts, so that few events have to be applied one by one."""
+        bounds = Bounds(position=until)
+        while rows := self._feed.rows(after, bounds, _AGAIN, connection=connection):
+            self.apply(connection, rows)
+            after = rows[-1].position
 
     def apply(self, connection: Connection, page: Page) -> None:
         """Apply a page in the caller's transaction.

@@ -7,7 +7,16 @@ import gc
 
 import pytest
 
-from eventstore.log.base import Bounds, Frontier, Log, Shard, StreamInfo, Wanted, Write
+from eventstore.log.base import (
+    EVERY_EVENT,
+    Bounds,
+    Frontier,
+    Log,
+    Shard,
+    StreamInfo,
+    Wanted,
+    Write,
+)
 from eventstore.testing.drafts import EVERYTHING, abandon, add, all_rows, drafts, folded, rows
 
 #: In the order of code points, which is neither that of UTF-16 nor that of any language.
@@ -117,6 +126,39 @@ class ReadingContract:
             read[0].position,
             read[3].position,
         ]
+
+    @pytest.mark.parametrize("size", [1, 3, 4, 50])
+    def test_pages_are_all_that_reading_gives(self, log: Log, size: int) -> None:
+        for number in range(12):
+            add(log, f"{'ab'[number % 2]}/{number % 5}", type="up" if number % 3 else "down")
+        read = all_rows(log)
+        after, until = read[1].position, Bounds(position=read[10].position)
+        for wanted, count in (
+            (EVERY_EVENT, 9),
+            (Wanted(["up", "down", "more"]), 9),
+            (Wanted(["up"]), 6),
+            (Wanted(["down"], ["a"]), 1),
+            (Wanted(["more"]), 0),
+            (Wanted(shard=Shard(0, 1)), 9),
+        ):
+            expected = log.read_all(after, until, limit=50, wanted=wanted)
+            assert len(expected) == count
+            pages = list(log.pages(after, until, size=size, wanted=wanted))
+            assert all(0 < len(page) <= size for page in pages)
+            slim = [tuple(row) for page in pages for row in page]
+            assert slim == [(row.position, row.type, row.data) for row in expected]
+            pages = list(log.pages(after, until, size=size, wanted=wanted, whole=True))
+            assert all(0 < len(page) <= size for page in pages)
+            found = [row for page in pages for row in page]
+            names = log.stream_names({row[1] for row in found})
+            assert [(row[0], names[row[1]], *row[2:]) for row in found] == expected
+
+    def test_pages_may_be_left_before_their_end(self, log: Log) -> None:
+        add(log, "a/1", 9)
+        for _ in range(20):  # more often than there are connections
+            with contextlib.closing(log.pages(0, EVERYTHING, size=2)) as pages:
+                assert len(next(pages)) == 2
+            assert len(all_rows(log)) == 9
 
     @pytest.mark.parametrize("count", [1, 2, 3])
     def test_the_shards_of_a_log_are_its_streams_dealt_out(self, log: Log, count: int) -> None:

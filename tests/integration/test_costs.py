@@ -16,9 +16,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import Engine, event
+from sqlalchemy import BigInteger, Column, Engine, String, Table, event
 
-from eventstore import Aggregate, Event, EventStore, on
+from eventstore import (
+    Aggregate,
+    Event,
+    EventStore,
+    Projection,
+    RecordedEvent,
+    TableProjection,
+    on,
+)
 
 Operation = Callable[[], object]
 
@@ -41,6 +49,36 @@ class Plain(Aggregate, stream="costs-plain/{id}"):
 
 class Kept(Plain, stream="costs-kept/{id}", snapshot_every=100):
     """The same with snapshots."""
+
+
+class Replayed(Projection):
+    """A replay and nothing else."""
+
+    @on(Counted)
+    def _counted(self, event: Counted) -> None:
+        pass
+
+
+class Noticed(Projection):
+    @on(Counted)
+    def _counted(self, event: Counted, record: RecordedEvent) -> None:
+        pass
+
+
+class Sums(TableProjection, name="costs-sums"):
+    accounts = Table(
+        "costs_accounts",
+        TableProjection.metadata,
+        Column("account", String, primary_key=True),
+        Column("amount", BigInteger, nullable=False),
+        Column("count", BigInteger, nullable=False),
+    )
+
+    @on(Counted)
+    def _counted(self, event: Counted, record: RecordedEvent) -> None:
+        if record.version == 1:
+            self.insert(self.accounts, account=record.aggregate_id, amount=0, count=0)
+        self.add(self.accounts, record.aggregate_id, amount=event.amount, count=1)
 
 
 class Meter:
@@ -115,6 +153,13 @@ def trips(meter: Meter, operation: Operation) -> int:
     meter.take()
     operation()
     return meter.take()
+
+
+def spread(store: EventStore, length: int) -> None:
+    """So many events in all, in ten streams."""
+    for number in range(10):
+        events = [Counted(amount=1, note="a note of some length" * 10)] * (length // 10)
+        store.append(f"costs-plain/{number}", events)
 
 
 def saving(store: EventStore, account: Plain, events: int) -> Operation:
@@ -200,6 +245,30 @@ def test_a_command_on_a_cached_aggregate_is_an_append(url: str) -> None:
         found = trips(meter, lambda: store.transact(Plain, "a", Plain.count))
         assert found == APPEND[store.engine.name]
         assert store.load(Plain, "a").total == 24
+
+
+def test_a_replay_is_a_query_a_page_or_streams_of_them(
+    opened: tuple[EventStore, Meter],
+) -> None:
+    store, meter = opened
+    spread(store, 1_000)
+    short = trips(meter, lambda: store.project(Replayed))
+    spread(store, 5_000)
+    # SQLite: a page has 500 events. PostgreSQL: the first stream has 1,000, the second 4,000.
+    more = {"sqlite": 10, "postgresql": 1}[store.engine.name]
+    assert trips(meter, lambda: store.project(Replayed)) - short == more
+
+
+def test_a_rebuild_writes_a_row_once_however_often_it_was_changed(
+    opened: tuple[EventStore, Meter],
+) -> None:
+    store, meter = opened
+    spread(store, 1_000)
+    short = trips(meter, lambda: store.rebuild(Sums))
+    spread(store, 5_000)
+    more = {"sqlite": 10, "postgresql": 1}[store.engine.name]  # for reading, as above
+    assert trips(meter, lambda: store.rebuild(Sums)) - short == more
+    assert short <= 63  # the new tables, the page, the flush, the swap
 
 
 # --- a command on a cached aggregate -----------------------------------------------------------
@@ -305,6 +374,23 @@ def test_recording_calls_little_beside_the_handler(in_process: EventStore) -> No
     assert calls(account.count) <= 6
 
 
+@pytest.mark.parametrize(
+    ("replay", "for_each"),
+    [
+        (lambda store: store.project(Replayed), 1),  # the handler
+        (lambda store: store.project(Noticed), 1),
+        (lambda store: store.rebuild(Sums), 3),  # the handler, and what it calls: add, and merge
+    ],
+)
+def test_a_replay_calls_the_handler_for_each_event_and_nothing_else(
+    in_process: EventStore, replay: Callable[[EventStore], object], for_each: int
+) -> None:
+    spread(in_process, 250)
+    few = calls(lambda: replay(in_process))
+    spread(in_process, 200)  # still one page
+    assert calls(lambda: replay(in_process)) - few == 200 * for_each
+
+
 def peak(operation: Operation) -> int:
     """The most bytes that Python held at once for an operation."""
     operation()
@@ -323,6 +409,19 @@ def test_a_load_holds_a_page_of_rows(opened: tuple[EventStore, Meter]) -> None:
         store.append(f"costs-plain/{id}", words)
     a_page = peak(lambda: store.load(Plain, "page"))
     assert peak(lambda: store.load(Plain, "long")) < 1.5 * a_page
+
+
+def test_a_replay_and_a_rebuild_hold_a_page_of_rows(opened: tuple[EventStore, Meter]) -> None:
+    store, _ = opened
+
+    def peaks() -> tuple[int, int]:
+        return peak(lambda: store.project(Replayed)), peak(lambda: store.rebuild(Sums))
+
+    spread(store, 1_000)
+    short = peaks()
+    spread(store, 9_000)
+    for few, many in zip(short, peaks(), strict=True):
+        assert many < 1.2 * few
 
 
 def test_an_operation_leaves_nothing_behind(opened: tuple[EventStore, Meter]) -> None:
