@@ -2,7 +2,7 @@
 
     make page                                     # or, by hand:
     pip install 'eventstore[http,web]'
-    python examples/order_page.py                 # embedded: orders.db in this folder
+    python examples/order_page.py                 # embedded: orders.db beside the page
     ORDERS_URL=postgresql://user@host/db python examples/order_page.py --port 8001
 
 Commands are POSTs, which the aggregate takes or refuses. The page reads the order's events by the
@@ -121,17 +121,17 @@ class OrderRefused(Exception):
 # --- the application ------------------------------------------------------------------------------
 
 
-def decide(store: EventStore, id: str, command: str, about: dict[str, str]) -> None:
+def decide(store: EventStore, id: str, command: str, about: dict[str, object]) -> None:
     """What a POST asks of an order. Raises OrderRefused, and what the store raises."""
     match command:
         case "open":
             order = Order(id)
-            order.open(about["customer"])
+            order.open(str(about.get("customer", ""))[:50])
             store.save(order)
         case "add":
-            store.transact(Order, id, Order.add, about["item"])
+            store.transact(Order, id, Order.add, str(about.get("item")))
         case "remove":
-            store.transact(Order, id, Order.remove, about["item"])
+            store.transact(Order, id, Order.remove, str(about.get("item")))
         case "pay":
             store.transact(Order, id, Order.pay)
         case _:
@@ -146,9 +146,12 @@ def file(path: Path) -> Endpoint:
 
 
 def make_app(store: EventStore) -> Starlette:
-    # Writing goes through the aggregate; over the protocol streams are only read.
+    # Writing goes through the aggregate; over the protocol streams are only read, by this page.
     streams = DurableStreams(
-        store, root="", authorize=lambda request, path, operation: operation is Operation.READ
+        store,
+        root="",
+        authorize=lambda request, path, operation: operation is Operation.READ,
+        origins=(),
     )
 
     async def command(request: Request) -> Response:
@@ -219,7 +222,8 @@ def main() -> None:
     parser.add_argument("--port", type=int, default=8000)
     options = parser.parse_args()
     bundle()
-    with EventStore(os.environ.get("ORDERS_URL", "sqlite:///orders.db")) as store:
+    url = os.environ.get("ORDERS_URL") or f"sqlite:///{PAGE / 'orders.db'}"
+    with EventStore(url) as store:
         # A live answer does not end by itself: the server ends those that are left after a while.
         uvicorn.run(make_app(store), port=options.port, timeout_graceful_shutdown=1)
 
