@@ -102,6 +102,12 @@ class Hub:
         self._listeners.append(listener)
         self._watch()
 
+    def ignore(self, listener: Callable[[Mapping[str, int]], object]) -> None:
+        """Do not call that function any more."""
+        self._listeners.remove(listener)
+        if not self._feeds and not self._listeners:
+            self._loop.call_later(_LINGER, self._rest)
+
     @contextmanager
     def feed(self, stream: str) -> Generator[Feed]:
         """The feed of a log stream, for a reader that is in the block."""

@@ -255,15 +255,15 @@ class Wakes:
             found.update({row[1]: Link(*row) for row in rows})
         return found
 
-    def pending(self, id: str, limit: int, connection: Connection | None = None) -> list[Link]:
+    def pending(self, id: str, limit: int) -> list[Link]:
         """Those of its streams that are not acknowledged up to their end, by path."""
         query = _linked.where(_l.subscription == id, _pending).order_by(_l.path).limit(limit)
-        return [Link(*row) for row in self._rows(query, connection, now=moments.now())]
+        return [Link(*row) for row in self._rows(query, now=moments.now())]
 
-    def is_pending(self, id: str, connection: Connection | None = None) -> bool:
+    def is_pending(self, id: str) -> bool:
         """Whether there is one."""
         query = _linked.where(_l.subscription == id, _pending).limit(1)
-        return bool(self._rows(query, connection, now=moments.now()))
+        return bool(self._rows(query, now=moments.now()))
 
     def acknowledge(
         self, connection: Connection, id: str, places: Mapping[str, tuple[int, int]]
@@ -315,22 +315,25 @@ class Wakes:
         return found
 
     def every_tail(self, prefix: str) -> Iterator[Tail]:
-        """All streams that there are at or below a path; of all, with ""."""
+        """All streams that there are at or below a path; of all, with "".
+
+        Others whose names sort between these may be among them.
+        """
+        end = f"{prefix}/{_END}" if prefix else _END
         for query, name in zip(
-            self._existing(lambda column: column > bindparam("after")),
+            self._existing(lambda column: and_(column > bindparam("after"), column < end)),
             (_r.path, _s.name),
             strict=True,
         ):
-            below = or_(name == prefix, and_(name >= f"{prefix}/", name < f"{prefix}/{_END}"))
-            query = query.where(below) if prefix else query
-            after = ""
+            page = query.order_by(name).limit(PAGE)
+            after = prefix
             while True:
-                page = query.order_by(name).limit(PAGE)
                 rows = self._rows(page, now=moments.now(), after=after)
                 yield from (Tail(*row) for row in rows)
                 if len(rows) < PAGE:
                     break
                 after = rows[-1][0]
+        yield from self.tails([prefix] if prefix else []).values()
 
     def _existing(self, wanted: Callable[[Any], Any]) -> tuple[Any, Any]:
         """Streams made over HTTP, and those that only the application writes."""

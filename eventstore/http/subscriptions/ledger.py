@@ -319,14 +319,23 @@ class Ledger:
 
     def claim(self, id: str, worker: str) -> tuple[Subscription, list[Link]]:
         """Give a wake to a worker; it, and what is pending. Raises Refused: 400, 404, 409."""
-        with self.wakes.transaction() as connection:
-            found = self._locked(connection, id, is_pull=True)
-            now = self.wakes.now(connection)
-            pending = self.wakes.pending(id, MOST_PENDING, connection)
-            wake = state.claimed(
-                wake_of(found), now, worker, found.lease_ttl, bool(pending), _new_id()
-            )
-            found = self._put(connection, found, wake)
+        while True:
+            # It is a look at every stream: not with a lock in hand, which on SQLite is that of all.
+            seen = self.find(id)
+            _check_kind(seen, is_pull=True)
+            # Whoever comes in vain is told before: then it does not matter what is pending.
+            state.claimed(wake_of(seen), self.wakes.now(), worker, seen.lease_ttl, True, "")
+            pending = self.wakes.pending(id, MOST_PENDING)
+            with self.wakes.transaction() as connection:
+                found = self._locked(connection, id, is_pull=True)
+                if wake_of(found) != wake_of(seen):
+                    continue  # somebody has claimed it meanwhile, or acknowledged what was seen
+                now = self.wakes.now(connection)
+                wake = state.claimed(
+                    wake_of(found), now, worker, found.lease_ttl, bool(pending), _new_id()
+                )
+                found = self._put(connection, found, wake)
+                break
         if not pending:
             if found.due_at is not None:
                 self.settle(id)
@@ -366,8 +375,8 @@ class Ledger:
         found = self.wakes.lock(connection, id)
         if found is None or found.deleted:
             raise unknown(id)
-        if is_pull is not None and is_pull != (found.type == PULL):
-            raise invalid(f"the subscription is {found.type}, which has no such request")
+        if is_pull is not None:
+            _check_kind(found, is_pull=is_pull)
         return found
 
     def _put(self, connection: Connection, found: Subscription, wake: Wake) -> Subscription:
@@ -407,6 +416,12 @@ def _with(found: Subscription, wake: Wake) -> Subscription:
 def _lease(found: Subscription) -> int | None:
     """How long a lease is that begins with the wake."""
     return None if found.type == PULL else found.lease_ttl
+
+
+def _check_kind(found: Subscription, *, is_pull: bool) -> None:
+    """Raise Refused (400) for a request that belongs to the other kind."""
+    if is_pull != (found.type == PULL):
+        raise invalid(f"the subscription is {found.type}, which has no such request")
 
 
 def _new_id() -> str:

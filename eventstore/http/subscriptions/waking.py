@@ -146,6 +146,9 @@ class Waker:
         if found.ids and not self._is_listening:
             self._is_listening = True
             self._hub.listen(self._heard)
+        elif self._is_listening and not found.ids:
+            self._is_listening = False
+            self._hub.ignore(self._heard)
 
     def _heard(self, streams: Mapping[str, int]) -> None:
         if not self._interests.ids:
