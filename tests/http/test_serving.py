@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import datetime
 import ipaddress
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -25,6 +27,7 @@ from cryptography.x509.oid import NameOID
 
 from eventstore import EventStore
 from eventstore.cli import main
+from eventstore.http import Limits
 
 JSON = {"Content-Type": "application/json"}
 TOKEN = "a-token-of-the-tests"
@@ -371,3 +374,35 @@ def test_a_server_that_is_not_ready_says_so(folder: Path, postgres_url: str) -> 
             while httpx.get(f"{server.url}/readyz").status_code != 200:
                 assert time.monotonic() < deadline
                 time.sleep(0.1)
+
+
+# --- the page about it ----------------------------------------------------------------------------
+
+PAGE = Path(__file__).parents[2] / "docs" / "http.md"
+
+
+def test_the_pages_examples_run(tmp_path: Path) -> None:
+    blocks = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
+    assert len(blocks) == 2
+    program = tmp_path / "page.py"
+    program.write_text("\n".join(blocks), encoding="utf-8")
+    ran = subprocess.run(
+        [sys.executable, "-W", "error", str(program)],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        env={"PYTHONPATH": ":".join(filter(None, sys.path))},
+    )
+    assert ran.returncode == 0, ran.stderr
+
+
+def test_every_option_and_limit_is_on_the_page(capsys: pytest.CaptureFixture[str]) -> None:
+    page = PAGE.read_text(encoding="utf-8")
+    for field in dataclasses.fields(Limits):
+        assert f"`{field.name}`" in page, field.name
+    with pytest.raises(SystemExit):
+        main(["serve", "--help"])
+    options = set(re.findall(r"(?<![\w-])--[a-z-]+", capsys.readouterr().out)) - {"--help"}
+    assert len(options) > 20
+    for option in options:
+        assert re.search(rf"{option}\b", page), option
