@@ -20,7 +20,7 @@ from typing import Any, Final
 import harness
 import psycopg
 import raw_async
-from harness import Result, Run, Workload
+from harness import Peer, Result, Row, Run, Workload, emit, spread
 from load import fill
 from workload import Account
 
@@ -183,6 +183,25 @@ def report(results: list[Result]) -> None:
                 ]
             )
         harness.print_table(rows)
+        emit(row_of(result, max(hands, key=result.rate)))
+
+
+def row_of(result: Result, hand: str) -> Row:
+    """Ours to the best driver by hand; the sync store stands beside it."""
+    name = result.workload.name
+    return spread(
+        f"{name}, load 20, command, save",
+        result.ratios("ours", hand),
+        f"of {hand}",
+        goal=None if name.endswith(" 1 task") else 0.80,
+        baseline=f"{result.rate(hand):,.0f}/s",
+        ours=f"{result.rate('ours'):,.0f}/s",
+        peers=[
+            Peer(other, median(result.ratios("ours", other)))
+            for other in result.workload.contenders
+            if other not in ("ours", hand)
+        ],
+    )
 
 
 if __name__ == "__main__":

@@ -29,7 +29,9 @@ FILES: Final = (
     "writers",
     "subscription",
     "async_",
+    "replay",
     "projection",
+    "http_",
     "growth",
     "footprint",
 )
@@ -48,7 +50,7 @@ COLUMNS: Final = (
     "verdict",
     "ours is, to peers",
 )
-_TITLES: Final = {"async_": "async"}
+_TITLES: Final = {"async_": "asyncio", "http_": "HTTP"}
 
 
 def main(names: Sequence[str]) -> int:
@@ -57,7 +59,7 @@ def main(names: Sequence[str]) -> int:
     sections: list[tuple[str, list[Record]]] = []
     started = time.monotonic()
     with harness.folder() as folder, harness.server() as url:
-        for name in names or FILES:
+        for name in names or [name for name in FILES if (HERE / f"{name}.py").exists()]:
             path = folder / f"{name}.jsonl"
             path.touch()
             environment = os.environ | {"BENCH_RECORDS": str(path), "EVENTSTORE_TEST_POSTGRES": url}
@@ -102,7 +104,7 @@ def measured(
     for name, found in sections:
         rows = [record for record in found if isinstance(record, Row)]
         if rows:
-            yield f"\n### {_TITLES.get(name, name).capitalize()}\n"
+            yield f"\n### {_TITLES.get(name, name.capitalize())}\n"
             yield f"| {' | '.join(COLUMNS)} |"
             yield "|---" * len(COLUMNS) + "|"
             for row in rows:

@@ -100,7 +100,11 @@ def waits(database: str, python: dict[str, Contender], emmetts: list[Any]) -> li
         if reader is not None:
             for name, pulling in PULLING.items():
                 runs[name] = partial(on_node, reader, writer if apart else reader, pulling)
-        results.append(harness.wait(Waiting(f"{database}, to a {where}", runs), ROUNDS))
+        goal = 1.3 if database == "PostgreSQL" else None
+        ahead = {name: 1.0 for name in runs if name in ("eventsourcing", *PULLING)}
+        results.append(
+            harness.wait(Waiting(f"{database}, to a {where}", runs, goal, ahead), ROUNDS)
+        )
     return results
 
 
