@@ -93,11 +93,11 @@ class _Work(threading.Thread):
         follower = self.follower
         with self._tail:
             while not follower.stopping.is_set():
+                # Before each batch: a server that has crashed meanwhile may have lost what was seen.
                 end = self._tail.certain()
                 follower.step(end)
-                while follower.position < end and not follower.stopping.is_set():
-                    follower.step(end)
-                self._tail.wait(end, _IDLE)
+                if follower.position >= end:
+                    self._tail.wait(end, _IDLE)
 
     def stop(self) -> None:
         """Ask for an end before the next event."""
