@@ -54,7 +54,19 @@ class ChangeStream:
         for table in tables:
             _check_table(cls, table)
         self.tables: Final = {table: ToldTable(table) for table in tables}
-        self._writes: Final = _writes_to([table.name for table in tables])
+        names = sorted(table.name for table in tables)
+        quoted = ", ".join('"' + name.replace('"', '""').replace("%", "%%") + '"' for name in names)
+        self._lock: Final = f"LOCK TABLE {quoted} IN ROW EXCLUSIVE MODE"
+        self._writes: Final = _writes_to(names)
+
+    def lock(self, connection: Connection) -> None:
+        """Take the locks of tables that writing takes, before anything is read.
+
+        Else a swap, which keeps out those who write, would let these read and then wait for them,
+        as they for it.
+        """
+        if connection.dialect.name == "postgresql" and self.tables:
+            connection.exec_driver_sql(self._lock)
 
     def check_statement(self, statement: str) -> None:
         """Refuse one that changes the tables, of which nobody would be told."""
@@ -203,6 +215,7 @@ class Recorder:
 
     def buffer(self, connection: Connection) -> WriteBuffer:
         """A write buffer whose changes are recorded."""
+        self.declared.lock(connection)
         return _WatchedBuffer(connection, self)
 
     def rest(self) -> None:
