@@ -354,6 +354,77 @@ def requests(draw: st.DrawFn) -> tuple[bytes, bytes]:
     return method, request(method, target, list(headers.items()), body)
 
 
+ODD: list[Any] = [
+    None,
+    True,
+    0,
+    -1,
+    1.5,
+    2**53,
+    2**63,
+    10**400,
+    "",
+    "a",
+    "c/*",
+    "**",
+    "../x",
+    "\ud800",
+    "\0",
+    "x" * 2000,
+    "__ds/x",
+    "0000000000000000_0000000000000001",
+    [],
+    ["a", 1],
+    [{}],
+    {},
+    {"url": "http://10.0.0.1"},
+    {"url": "::"},
+    {"url": "https://[::1/"},
+    [{"stream": "a", "offset": "0000000000000000_0000000000000001"}],
+]
+SUBSCRIPTION = {"type": "pull-wake", "pattern": "c/*", "wake_stream": "wake"}
+MEMBERS = [
+    "type",
+    "pattern",
+    "streams",
+    "webhook",
+    "wake_stream",
+    "lease_ttl_ms",
+    "description",
+    "worker",
+    "wake_id",
+    "generation",
+    "acks",
+    "done",
+]
+CONTROLS = [
+    b"",
+    b"/claim",
+    b"/ack",
+    b"/release",
+    b"/callback",
+    b"/streams",
+    b"/streams/a",
+    b"/streams/%00",
+]
+
+
+@st.composite
+def controls(draw: st.DrawFn) -> tuple[bytes, bytes]:
+    """A request for the control APIs."""
+    method = draw(st.sampled_from([b"PUT", b"POST", b"POST", b"GET", b"DELETE"]))
+    id = draw(st.sampled_from([b"s", b"s", b"t", b"%00", b"%2f", b"x" * 600, b""]))
+    target = ROOT + b"__ds/subscriptions/" + id + draw(st.sampled_from(CONTROLS))
+    body: dict[str, Any] = draw(st.sampled_from([SUBSCRIPTION, {"worker": "w"}, {}]))
+    odd = draw(st.dictionaries(st.sampled_from(MEMBERS), st.sampled_from(ODD), max_size=3))
+    headers = [(b"content-type", b"application/json")]
+    if draw(st.booleans()):
+        headers.append(
+            (b"authorization", draw(st.sampled_from([b"Bearer ", b"Bearer a.b.c", b"\xff"])))
+        )
+    return method, request(method, target, headers, json.dumps(body | odd).encode())
+
+
 def repeat(run: Callable[[], None]) -> None:
     """Run it once, or in the long form until the time is over."""
     ends = time.monotonic() + SECONDS / 2
@@ -376,7 +447,7 @@ def test_no_request_is_answered_by_a_fault(server: Child) -> None:
     statuses: set[int] = set()
 
     @fuzzed
-    @given(requests())
+    @given(requests() | controls())
     def run(made: tuple[bytes, bytes]) -> None:
         method, data = made
         status = told(server, data, method.decode())
