@@ -23,7 +23,7 @@ from sqlite_campaign import SqliteCampaign
 def test_a_round_on_each_kind_of_database_breaks_no_promise(kinds: list[str]) -> None:
     # In a process of its own, since it forks.
     program = Path(__file__).parent / "run.py"
-    options = ["--most", "2", "--rounds", "1", "--seconds", "1", "--kinds", *kinds]
+    options = ["--most", "2", "--rounds", "1", "--seconds", "0.7", "--kinds", *kinds]
     if seed := os.environ.get("EVENTSTORE_FAULTS_SEED"):
         options += ["--seed", seed]
     done = subprocess.run([sys.executable, program, *options], capture_output=True, text=True)

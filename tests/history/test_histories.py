@@ -25,7 +25,7 @@ from writing import Writer
 
 from eventstore import EventStore
 
-THINGS = int(os.environ.get("EVENTSTORE_HISTORY", "150"))
+THINGS = int(os.environ.get("EVENTSTORE_HISTORY", "120"))
 STREAMS = ["story/1", "story/2", "story/3"]
 
 
