@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import threading
 import time
 import uuid
 from collections.abc import Iterator
@@ -68,9 +69,12 @@ class Client:
         command = ["flows.mjs", flow, self._server, *map(str, arguments)]
         run = self._node.start(*command, cwd=PACKAGES)
         assert run.stdout is not None
+        patience = threading.Timer(PATIENCE, run.kill)
+        patience.start()
         try:
             yield map(told, run.stdout)
         finally:
+            patience.cancel()
             run.kill()
             run.communicate(timeout=PATIENCE)
 
@@ -206,6 +210,23 @@ def test_a_typescript_producer_writes_each_event_once(
     assert produced["failed"] == []
     assert produced["next"] > 5  # batches: more than are on their way at the same time
     assert list(store.load(Order, id).items) == [f"sku-{number}" for number in range(60)]
+
+
+@pytest.mark.parametrize("live", ["true", "sse"])
+def test_a_typescript_tail_goes_on_when_the_server_is_there_again(
+    node: Node, sqlite_url: str, id: str, live: str
+) -> None:
+    with EventStore(sqlite_url) as store, contextlib.ExitStack() as servers:
+        order = ordered(store, id)
+        server = servers.enter_context(serving(eventstore_serve(sqlite_url)))
+        with Client(node, server).start("tail", id, live, "-1") as batches:
+            assert next(batches)["types"] == ["OrderCreated", "ItemAdded"]
+            servers.close()
+            order.pay()
+            store.save(order)
+            port = server.rpartition(":")[2]
+            servers.enter_context(serving(eventstore_serve(sqlite_url, "--port", port)))
+            assert next(batches)["types"] == ["OrderPaid"]
 
 
 # --- the Python client ----------------------------------------------------------------------------
