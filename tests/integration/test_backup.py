@@ -128,6 +128,7 @@ def writers(url: str) -> Generator[list[tuple[str, int]]]:
                 f"backup/{name}", [Kept(number=number)], idempotency_key=f"{name} {number}"
             )
             acknowledged.append((name, number))
+            stop.wait(0.001)
 
     with EventStore(url, lock_timeout=60) as store:
         threads = [threading.Thread(target=write, args=(name,)) for name in ("a", "b", "c")]

@@ -25,14 +25,18 @@ class Wired(Event, name="chain-wired"):
     amount: int
 
 
-@pytest.fixture
-def store(database_url: str) -> Iterator[EventStore]:
-    with EventStore(database_url) as store:
+@pytest.fixture(params=["sqlite", "postgres"])
+def store(request: pytest.FixtureRequest) -> Iterator[EventStore]:
+    with EventStore(request.getfixturevalue(f"{request.param}_url")) as store:
         for number in range(6):
             with context(user=f"user {number}"):
                 store.append("book/a", Booked(amount=number))
                 store.append("book/b", [Booked(amount=number), Wired(amount=number)])
         yield store
+
+
+#: For what is the same on both.
+on_sqlite = pytest.mark.parametrize("store", ["sqlite"], indirect=True)
 
 
 def found(store: EventStore, *anchors: Anchor) -> set[tuple[str, str | None, int | None]]:
@@ -77,6 +81,7 @@ def test_the_chain_goes_on_as_if_it_had_been_made_at_once(store: EventStore) -> 
     assert seal(store) == last
 
 
+@on_sqlite
 def test_an_auditor_can_compute_it_from_what_is_read(store: EventStore) -> None:
     """By the recipe of docs/guarantees.md, with other code than the library's."""
     anchor = seal(store)
@@ -144,6 +149,7 @@ def test_what_is_removed_put_in_or_moved_is_found(store: EventStore) -> None:
     assert found(store, anchor) >= {("altered", "book/a", 4), ("altered", "book/a", 5)}
 
 
+@on_sqlite
 def test_an_event_put_in_below_the_seal_is_found(store: EventStore) -> None:
     with store.connect() as connection:
         row = dict(connection.execute(select(events).limit(1)).mappings().one())
@@ -158,6 +164,7 @@ def test_an_event_put_in_below_the_seal_is_found(store: EventStore) -> None:
     assert ("unsealed", "book/a", 7) in found(store)
 
 
+@on_sqlite
 def test_a_chain_that_was_made_anew_is_told_by_an_anchor(store: EventStore) -> None:
     early = seal(store)
     store.append("book/a", Booked(amount=9))
@@ -172,6 +179,7 @@ def test_a_chain_that_was_made_anew_is_told_by_an_anchor(store: EventStore) -> N
     assert found(store, early, late) == {("anchor", None, None)}
 
 
+@on_sqlite
 def test_a_chain_that_was_tampered_with_is_broken(store: EventStore) -> None:
     seal(store)
     one = (

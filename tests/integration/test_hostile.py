@@ -156,7 +156,7 @@ values = st.recursive(
 )
 
 
-@relaxed(150)
+@relaxed(80)
 @given(name=names, text=st.text(max_size=30) | st.sampled_from(NASTY), key=names)
 def test_a_name_a_text_and_a_key_are_kept_to_the_letter_or_refused(
     store: EventStore, name: str, text: str, key: str
@@ -201,7 +201,7 @@ def encodable(text: str) -> bool:
     return True
 
 
-@relaxed(60)
+@relaxed(30)
 @given(value=st.dictionaries(st.text(max_size=8), values, max_size=4))
 def test_payloads_and_metadata_come_back_as_they_were(
     store: EventStore, value: dict[str, Any]
