@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import queue
+import ssl
 import threading
 from collections.abc import Callable, Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -49,7 +50,7 @@ def broken(_: Notification) -> tuple[int, Any]:
 class Receiver:
     """A context manager. `answer` may be changed at any time."""
 
-    def __init__(self, answer: Answering = done) -> None:
+    def __init__(self, answer: Answering = done, *, tls: ssl.SSLContext | None = None) -> None:
         self.answer = answer
         self.came: queue.SimpleQueue[Notification] = queue.SimpleQueue()
         receiver = self
@@ -73,11 +74,17 @@ class Receiver:
                 """Nothing is written of it."""
 
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        if tls is not None:
+            self._server.socket = tls.wrap_socket(self._server.socket, server_side=True)
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.02,))
 
     @property
+    def port(self) -> int:
+        return self._server.server_port
+
+    @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self._server.server_port}/hook"
+        return f"http://127.0.0.1:{self.port}/hook"
 
     def next(self) -> Notification:
         """The next notification, or that of long ago which nobody has asked for."""

@@ -7,24 +7,36 @@ import base64
 import itertools
 import json
 import socket
+import ssl
 import subprocess
 import threading
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 from asgi import Client, Response, client_of
+from cryptography import x509
 from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from cryptography.x509.oid import NameOID
 from receiver import PATIENCE, Notification, Receiver, accepted, broken
 from serving import _address, eventstore_serve
 from sqlalchemy import text
 
 from eventstore import Aggregate, Event, EventStore, on
 from eventstore.http import DurableStreams, Operation, Request, allow_all
+from eventstore.http.subscriptions import delivery
+from eventstore.http.subscriptions.ledger import Delivery
+from eventstore.http.subscriptions.signing import SigningKey
+from eventstore.http.subscriptions.state import Wake
+from eventstore.log.wakes import Subscription
 
 SUBSCRIPTIONS = "__ds/subscriptions/"
 JSON = {"content_type": "application/json"}
@@ -752,7 +764,7 @@ def test_a_name_that_leads_into_the_network_is_not_called(
 
     async def lying(*_: object, **__: object) -> list[Any]:
         asked.set()
-        port = int(receiver.url.split(":")[2].partition("/")[0])
+        port = receiver.port
         public = (socket.AF_INET, socket.SOCK_STREAM, 6, "", ("93.184.215.14", port))
         private = (socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", port))
         return [public, private]
@@ -773,6 +785,60 @@ def test_a_name_that_leads_into_the_network_is_not_called(
     run(sqlite_store, main)
     assert asked.is_set()
     assert receiver.came.empty()
+
+
+def certificate(name: str, folder: Path) -> tuple[Path, Path]:
+    """A certificate for a name, and its key."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+    now = datetime.now(UTC)
+    made = (
+        x509.CertificateBuilder(subject, subject, key.public_key(), x509.random_serial_number())
+        .not_valid_before(now - timedelta(days=1))
+        .not_valid_after(now + timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName([x509.DNSName(name)]), critical=False)
+        .sign(key, hashes.SHA256())
+    )
+    (folder / "cert.pem").write_bytes(made.public_bytes(Encoding.PEM))
+    pem = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    (folder / "key.pem").write_bytes(pem)
+    return folder / "cert.pem", folder / "key.pem"
+
+
+@pytest.mark.parametrize("name", ["hooks.example.com", "others.example.com"])
+def test_a_certificate_is_checked_for_the_name_though_the_address_is_called(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cert, key = certificate("hooks.example.com", tmp_path)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(cert, key)
+
+    async def here(_: object) -> list[str]:
+        return ["127.0.0.1"]
+
+    monkeypatch.setattr(delivery, "resolved", here)
+
+    async def main(receiver: Receiver) -> bool:
+        webhooks = delivery.Webhooks(local=False)
+        trusting = ssl.create_default_context(cafile=str(cert))
+        webhooks._client = httpx.AsyncClient(verify=trusting, trust_env=False)
+        url = f"https://{name}:{receiver.port}/hook"
+        wanted = Subscription(
+            "s", "webhook", "*", "[]", url, None, 1, None, b"", "", False, 0, False, *Wake()
+        )
+        try:
+            return await webhooks.call(Delivery(wanted, 10), [], SigningKey(b"s" * 32), "token")
+        finally:
+            await webhooks.close()
+
+    with Receiver(tls=context) as receiver:
+        if name == "hooks.example.com":
+            assert asyncio.run(main(receiver))
+            assert receiver.next().headers["host"] == f"{name}:{receiver.port}"
+        else:
+            with pytest.raises(delivery.Failed, match="certificate"):
+                asyncio.run(main(receiver))
+            assert receiver.came.empty()
 
 
 # --- who may -------------------------------------------------------------------------------------

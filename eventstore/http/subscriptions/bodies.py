@@ -30,8 +30,11 @@ class Webhook(msgspec.Struct, forbid_unknown_fields=True):
     url: str
 
 
-class Wanted(msgspec.Struct, forbid_unknown_fields=True):
-    """What a subscription is to be (section 6.2)."""
+class Wanted(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
+    """What a subscription is to be (section 6.2).
+
+    Defaults are left out of the digest, so that a field which is new some day changes none.
+    """
 
     type: Literal["webhook", "pull-wake"]
     pattern: str | None = None

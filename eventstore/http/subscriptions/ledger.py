@@ -42,13 +42,23 @@ class Interests:
     def __init__(self, found: Iterable[tuple[str, str | None, str | None]] = ()) -> None:
         self.ids: set[str] = set()
         self.globs: dict[str, Glob] = {}
+        #: The same by the first segment of what they match: "" for any.
+        self._by_first: dict[str, list[tuple[str, Glob]]] = {}
         self._wake_streams: set[str] = set()
         for id, pattern, wake_stream in found:
             self.ids.add(id)
             if pattern is not None:
-                self.globs[id] = Glob(pattern)
+                glob = self.globs[id] = Glob(pattern)
+                first = glob.prefix.partition("/")[0]
+                self._by_first.setdefault(first, []).append((id, glob))
             if wake_stream is not None:
                 self._wake_streams.add(wake_stream)
+
+    def of(self, path: str) -> list[str]:
+        """The subscriptions whose patterns have a stream."""
+        first = path.partition("/")[0]
+        some = [*self._by_first.get(first, ()), *self._by_first.get("", ())]
+        return [id for id, glob in some if self.matches(glob, path)]
 
     def matches(self, glob: Glob, path: str) -> bool:
         """Whether a pattern has a stream. None has wake streams: they would wake each other."""
@@ -178,11 +188,13 @@ class Ledger:
         paths = [path for path in paths if not is_reserved(path)]
         known = self.wakes.linking(paths)
         waking = {id for (id, _), is_pending in known.items() if is_pending}
-        for id, glob in interests.globs.items():
-            new = [
-                path for path in paths if (id, path) not in known and interests.matches(glob, path)
-            ]
-            if new and self._link_new(id, glob, self.wakes.tails(new).values()):
+        new: dict[str, list[str]] = {}
+        for path in paths:
+            for id in interests.of(path):
+                if (id, path) not in known:
+                    new.setdefault(id, []).append(path)
+        for id, some in new.items():
+            if self._link_new(id, interests.globs[id], self.wakes.tails(some).values()):
                 waking.add(id)
         for id in waking:
             self.wake(id)
@@ -191,6 +203,10 @@ class Ledger:
         """Anything may have moved."""
         for id, glob in interests.globs.items():
             self._discover(id, glob, partial(interests.matches, glob))
+        self.recheck()
+
+    def recheck(self) -> None:
+        """Wake who has something pending, whatever was heard. New streams are not looked for."""
         for id in self.wakes.waking():
             self.wake(id)
 

@@ -27,8 +27,10 @@ logger = logging.getLogger(__name__)
 _SELDOM: Final = 5.0
 #: Seconds between two looks at what has moved, under load.
 _OFTEN: Final = 0.02
-#: Deliveries of one server at a time.
-_MOST: Final = 64
+#: Seconds after which every stream is looked at whatever was heard.
+_RECHECK: Final = 60.0
+#: Deliveries of one server at a time: few, and slow receivers would keep the others waiting.
+_MOST: Final = 256
 
 
 class Waker:
@@ -56,6 +58,7 @@ class Waker:
         self._moved: set[str] = set()
         self._news = asyncio.Event()
         self._loaded = 0.0
+        self._checked = 0.0
         self._waiting: list[asyncio.Future[None]] = []
         self._deliveries: set[asyncio.Task[None]] = set()
         self._running = asyncio.create_task(self._run())
@@ -122,8 +125,12 @@ class Waker:
             return _SELDOM
         moved, self._moved = self._moved, set()
         anything, self._anything = self._anything, False
+        now = asyncio.get_running_loop().time()
+        recheck = now > self._checked + _RECHECK
+        if recheck or anything:
+            self._checked = now
         free = _MOST - len(self._deliveries)
-        due, pause = await self._hops.run(self._look, moved, anything, free)
+        due, pause = await self._hops.run(self._look, moved, anything, recheck, free)
         for delivery in due:
             task = asyncio.create_task(self._deliver(delivery))
             self._deliveries.add(task)
@@ -161,11 +168,15 @@ class Waker:
 
     # --- in a worker thread ----------------------------------------------------------------------
 
-    def _look(self, moved: set[str], anything: bool, free: int) -> tuple[list[Delivery], float]:
+    def _look(
+        self, moved: set[str], anything: bool, recheck: bool, free: int
+    ) -> tuple[list[Delivery], float]:
         if anything:
             self._ledger.look(self._interests)
         elif moved:
             self._ledger.notice(moved, self._interests)
+        if recheck and not anything:
+            self._ledger.recheck()
         due = self._ledger.take(free) if free else []
         left = self._ledger.wakes.next_due()
         return due, _SELDOM if left is None else min(left / 1_000_000, _SELDOM)
