@@ -383,7 +383,7 @@ PAGE = Path(__file__).parents[2] / "docs" / "http.md"
 
 def test_the_pages_examples_run(tmp_path: Path) -> None:
     blocks = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
-    assert len(blocks) == 2
+    assert len(blocks) == 3
     program = tmp_path / "page.py"
     program.write_text("\n".join(blocks), encoding="utf-8")
     ran = subprocess.run(
