@@ -152,7 +152,7 @@ class Campaign(ABC):
             file.unlink()
         self.counts.rounds["rounds"] += 1
 
-    def start(self, victim: Victim, after: int) -> None:
+    def start(self, victim: Victim, after: int, checkpoint: str = "") -> None:
         name = f"{self._number}-{len(self.places)}-{victim.name}"
         place = Place(
             mortal(self.url(proxied=victim.proxied and self.chance.random() < 0.7)),
@@ -162,6 +162,7 @@ class Campaign(ABC):
             f"{self._seed} {name}",
             clock=self.chance.random() < 0.3,
             after=after,
+            checkpoint=checkpoint,
         )
         if place.clock and victim.name == "writer":
             self.note("clock that steps back (a writer's)")
@@ -194,11 +195,8 @@ class Campaign(ABC):
         """Kill a client, and have another one go on in its place."""
         self.kill(running)
         victim, place, _ = running
-        after = place.after
-        if victim.name == "follower" and self.crashed is None:  # else it may have seen what is lost
-            scans = recorded([place.journal]).scans
-            after = scans[-1].entries[-1].position if scans else after
-        self.start(victim, after)
+        seen = recorded([place.journal]).scans if victim.name == "follower" else []
+        self.start(victim, place.after, seen[-1].checkpoint if seen else place.checkpoint)
 
     def kill(self, running: Running) -> None:
         running.process.kill()

@@ -47,8 +47,9 @@ class Place(NamedTuple):
     seed: str
     #: Whether its clock steps back now and then.
     clock: bool = False
-    #: Where a follower begins.
+    #: Where a follower begins, and the checkpoint from which it goes on, if it had begun before.
     after: int = 0
+    checkpoint: str = ""
 
 
 class Stop:
@@ -152,21 +153,24 @@ def follow(place: Place, stop: Stop) -> None:
     When it is told that the log has gone back, it begins again.
     """
     recorder = Recorder(place.journal)
+    begin: int | str = place.checkpoint or place.after
     with opened(place) as store:
         while not stop.asked.is_set():
-            after = place.after
+            after = int(str(begin).partition(":")[0])
             with (
                 contextlib.suppress(CheckpointAheadError),
-                _subscribed(store, after) as subscription,
+                _subscribed(store, begin) as subscription,
             ):
                 stop.then(subscription.stop)
                 for record in subscription:
                     now = time.monotonic_ns()
-                    recorder.seen(Scan(after, [entry(record)], now, now, to_the_end=False))
+                    seen = [entry(record)]
+                    recorder.seen(Scan(after, seen, now, now, False, record.checkpoint))
                     after = record.position
+            begin = place.after
 
 
-def _subscribed(store: EventStore, after: int) -> Subscription:
+def _subscribed(store: EventStore, after: int | str) -> Subscription:
     while True:
         try:
             return store.subscribe(after)

@@ -45,19 +45,19 @@ DURABILITY: Final[dict[str, Durability]] = {
 
 
 def run(
-    kinds: Sequence[str],
+    counts: Mapping[str, Counts],
     seed: str,
     goes_on: Callable[[int], bool],
     *,
     seconds: float = 2.0,
     rounds: int = 10,
     victims: Sequence[Victim] = VICTIMS,
-) -> dict[str, Counts]:
-    """Campaigns of so many rounds, of each kind in turn, while `goes_on` (the number of rounds).
+) -> None:
+    """Campaigns of so many rounds, of each kind in `counts` in turn.
 
-    Raises what a campaign does when a promise was broken; its files are then left behind.
+    They go on while `goes_on`, which is given the number of rounds, says so. Raises what a campaign does when a promise was broken; its files are then left behind.
     """
-    counts = {kind: Counts(Counter(), Counter(), Counter(), Counter()) for kind in kinds}
+    kinds = list(counts)
     done = number = 0
     with contextlib.ExitStack() as stack:
         server: Server | None = None
@@ -75,7 +75,6 @@ def run(
                         break
                 campaign.finish()
             logger.info("%s: %d rounds", kind, counts[kind].rounds["rounds"])
-    return counts
 
 
 @contextlib.contextmanager
@@ -133,15 +132,18 @@ def main() -> None:
     logger.setLevel(logging.INFO)
     began = time.monotonic()
     print(f"seed {options.seed}", flush=True)  # noqa: T201
-    counts = run(
-        options.kinds,
-        options.seed,
-        lambda done: done < options.most and time.monotonic() - began < options.minutes * 60,
-        seconds=options.seconds,
-        rounds=options.rounds,
-    )
-    print(table(counts))  # noqa: T201
-    print(json.dumps({kind: count._asdict() for kind, count in counts.items()}))  # noqa: T201
+    counts = {kind: Counts(Counter(), Counter(), Counter(), Counter()) for kind in options.kinds}
+    try:
+        run(
+            counts,
+            options.seed,
+            lambda done: done < options.most and time.monotonic() - began < options.minutes * 60,
+            seconds=options.seconds,
+            rounds=options.rounds,
+        )
+    finally:
+        print(table(counts))  # noqa: T201
+        print(json.dumps({kind: count._asdict() for kind, count in counts.items()}))  # noqa: T201
 
 
 if __name__ == "__main__":

@@ -87,6 +87,8 @@ class Scan(msgspec.Struct, tag=True):
     start: int
     end: int
     to_the_end: bool = True
+    #: Where a follower resumes.
+    checkpoint: str = ""
 
 
 class _Begun(msgspec.Struct, tag=True):
@@ -206,4 +208,4 @@ def _add(scans: list[Scan], scan: Scan) -> None:
         scans.append(scan)
     else:
         last.entries += scan.entries
-        last.end = scan.end
+        last.end, last.checkpoint = scan.end, scan.checkpoint
