@@ -55,7 +55,8 @@ def run(
 ) -> None:
     """Campaigns of so many rounds, of each kind in `counts` in turn.
 
-    They go on while `goes_on`, which is given the number of rounds, says so. Raises what a campaign does when a promise was broken; its files are then left behind.
+    They go on while `goes_on`, which is given the number of rounds, says so. Raises what a campaign
+    does when a promise was broken; its files are then left behind.
     """
     kinds = list(counts)
     done = number = 0
