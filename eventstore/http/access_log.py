@@ -7,10 +7,12 @@ a query, where tokens stand.
 from __future__ import annotations
 
 import queue
+import re
 import threading
 import time
 from collections.abc import MutableMapping
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Any, Final, Literal, NamedTuple, TextIO
 from urllib.parse import parse_qsl
 
@@ -18,6 +20,7 @@ import msgspec
 
 from eventstore.http.responses import Scope, Send
 
+_ODD: Final = re.compile(r"[^!#-\[\]-~]")
 _SHOWN: Final = frozenset({"offset", "live", "cursor"})
 #: Lines that may wait to be written; what comes while there are more is counted, not written.
 _MOST: Final = 100_000
@@ -95,34 +98,46 @@ class Noted:
         await self._send(message)
 
 
-def _parts(line: Line) -> dict[str, str | int | float]:
+def _text(line: Line) -> str:
     scope = line.scope
     client = scope.get("client")
-    moment = datetime.fromtimestamp(line.ended_at, UTC)
-    return {
-        "time": moment.isoformat(timespec="milliseconds").replace("+00:00", "Z"),
-        "client": str(client[0]) if client else "-",
-        "method": scope["method"],
-        "path": _path(scope),
-        "status": line.status,
-        "ms": round(line.seconds * 1000, 1),
-    }
-
-
-def _text(line: Line) -> str:
-    parts = _parts(line)
-    return '{time} {client} "{method} {path}" {status} {ms} ms'.format_map(parts)
+    return (
+        f'{_time(line.ended_at)} {client[0] if client else "-"} "{scope["method"]} {_path(scope)}" '
+        f"{line.status} {line.seconds * 1000:.1f} ms"
+    )
 
 
 def _json(line: Line) -> str:
-    return msgspec.json.encode(_parts(line)).decode()
+    client = line.scope.get("client")
+    parts = {
+        "time": _time(line.ended_at),
+        "client": client[0] if client else "-",
+        "method": line.scope["method"],
+        "path": _path(line.scope),
+        "status": line.status,
+        "ms": round(line.seconds * 1000, 1),
+    }
+    return msgspec.json.encode(parts).decode()
+
+
+def _time(moment: float) -> str:
+    seconds = int(moment)
+    return f"{_second(seconds)}.{int((moment - seconds) * 1000):03d}Z"
+
+
+@lru_cache(maxsize=16)
+def _second(seconds: int) -> str:
+    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%S")
 
 
 def _path(scope: Scope) -> str:
     raw: bytes = scope.get("raw_path") or scope["path"].encode()
     path = _plain(raw.decode("latin-1"))
+    query: bytes = scope["query_string"]
+    if not query:
+        return path
     try:
-        pairs = parse_qsl(scope["query_string"].decode("latin-1"), max_num_fields=50)
+        pairs = parse_qsl(query.decode("latin-1"), max_num_fields=50)
     except ValueError:
         return path + "?…"
     shown = "&".join(f"{name}={_plain(value[:64])}" for name, value in pairs if name in _SHOWN)
@@ -131,4 +146,4 @@ def _path(scope: Scope) -> str:
 
 def _plain(text: str) -> str:
     """Nothing that would end the line or the quotes, or that a terminal would obey."""
-    return "".join(c if c.isascii() and c.isprintable() and c not in '"\\' else "?" for c in text)
+    return _ODD.sub("?", text)

@@ -54,15 +54,16 @@ class Watch:
         self._stalled_seconds = stalled_seconds
         self._unread_bytes = unread_bytes
         self._slow: dict[Connection, _Slow] = {}
-        self._held = 0
+        #: Bytes that are held for them.
+        self.unread = 0
         self._timer: asyncio.TimerHandle | None = None
 
     def slow(self, connection: Connection) -> None:
         """A connection's client does not take as fast as it is given."""
         self.quick(connection)
         slow = self._slow[connection] = _Slow(connection)
-        self._held += slow.held
-        while self._held > self._unread_bytes:
+        self.unread += slow.held
+        while self.unread > self._unread_bytes:
             logger.warning("a slow reader is sent away: too much waits for slow readers")
             self._drop(min(self._slow, key=lambda each: self._slow[each].taken_at))
         if self._timer is None:
@@ -72,7 +73,7 @@ class Watch:
         """It has taken what waited, or it is gone."""
         slow = self._slow.pop(connection, None)
         if slow is not None:
-            self._held -= slow.held
+            self.unread -= slow.held
 
     def _drop(self, connection: Connection) -> None:
         self.quick(connection)
