@@ -16,6 +16,9 @@ from eventstore.projections.changes import is_told
 
 #: Bytes of messages in a response, about: one message more may be in it.
 MOST: Final = 4 * 1024 * 1024
+#: So few are read without asking how large they are, and so many at a time are asked about.
+_FEW: Final = 4
+_MANY: Final = 10_000
 
 
 class Found(NamedTuple):
@@ -90,22 +93,27 @@ class Reader:
         """The messages past a version, as many as a response may hold."""
         if start >= found.version:
             return Page(found, start, start, ())
+        # Not beyond what was found: a page is the last one if it gets so far.
+        end = self._end(found, start)
         messages: list[bytes] = []
-        size = 0
-        # Up to what was found, so that a page of an open stream that is full is not the last.
-        until = Bounds(version=found.version)
-        _, pages = self._log.fold(found.resource.stream, start, until)
         read = start
+        _, pages = self._log.fold(found.resource.stream, start, Bounds(version=end))
         for page in pages:
-            new = self._messages(found, read, page)
-            for count, message in enumerate(new, 1):
-                size += len(message)
-                if size >= MOST:
-                    messages += new[:count]
-                    return Page(found, start, read + count, messages)
-            messages += new
+            messages += self._messages(found, read, page)
             read += len(page)
         return Page(found, start, read, messages)
+
+    def _end(self, found: Found, start: int) -> int:
+        """Up to which version a page goes, so that memory is bounded."""
+        if found.version - start <= _FEW:
+            return found.version
+        end, size = start, 0
+        for bytes_ in self._log.sizes(found.resource.stream, start, found.version, _MANY):
+            size += bytes_
+            end += 1
+            if size >= MOST:
+                break
+        return max(end, start + 1)
 
     def _messages(
         self, found: Found, after: int, page: Sequence[tuple[int, bytes]]

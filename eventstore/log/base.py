@@ -266,6 +266,14 @@ class Log(Protocol):
         """
         ...
 
+    def sizes(self, stream: str, after: int, until: int, limit: int) -> Sequence[int]:
+        """The bytes that the payloads of a stream's events have, by version.
+
+        Of at most `limit` events past the version `after`, up to `until`: to know what a read of
+        them would take.
+        """
+        ...
+
     def read_all(
         self,
         after: int,

@@ -184,6 +184,12 @@ class Queries:
         c = streams.c
         return select(c.id, c.name).where(self._one_of(c.id, "keys"))
 
+    def sizes(self) -> Query:
+        c = events.c
+        query = select(func.length(c.data)).where(c.stream_id == _stream_id())
+        query = query.where(c.version > _int("after"), c.version <= _int("until"))
+        return _limited(query.order_by(c.version))
+
     def moved(self) -> Query:
         c = events.c
         query = select(streams.c.name, func.max(c.version)).join(

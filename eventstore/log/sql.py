@@ -102,7 +102,8 @@ class Borrowed:
 class Transaction(Borrowed):
     """The same with a transaction of our own, which the end of the block commits."""
 
-    __slots__ = ()
+    #: Is there, and true, when the commit itself has failed.
+    __slots__ = ("is_committing",)
 
     def __init__(self, log: SqlLog) -> None:
         super().__init__(log, None, writes=True)
@@ -125,6 +126,7 @@ class Transaction(Borrowed):
             try:
                 self.cursor.execute("COMMIT")
             except BaseException as failure:
+                self.is_committing = True
                 self._fail(failure)
                 raise
             self._log.put_back(self.seat)  # COMMIT has left the cursor tidy
@@ -404,6 +406,12 @@ class SqlLog(ABC):
         with self._reading(connection) as cursor:
             self._execute(cursor, statement, values)
             return list(map(Row._make, cursor.fetchall()))
+
+    def sizes(self, stream: str, after: int, until: int, limit: int) -> Sequence[int]:
+        values = {"stream": stream, "after": after, "until": until, "limit": limit}
+        with self._reading() as cursor:
+            self._execute(cursor, self._statement("sizes"), values)
+            return [size for (size,) in cursor.fetchall()]
 
     def read_all(
         self,

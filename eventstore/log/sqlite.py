@@ -241,24 +241,37 @@ class SqliteLog(SqlLog):
         stream_id, version, moment = head
         known = self._type_ids
         if count > 1:
-            done = 0
-            while count - done > _BLOCK:
-                values: list[Any] = [stream_id, moment, version - count + 1 + done]
-                for type, data, id, metadata in new[done : done + _BLOCK]:
-                    type_id = known.get(type) or self._type_id(cursor, type, new_types)
-                    values += (type_id, id, data, metadata)
-                cursor.execute(_EVENTS, values)
-                done += _BLOCK
-            rows = []
-            numbered = enumerate(new[done:-1], version - count + 1 + done)
-            for number, (type, data, id, metadata) in numbered:
-                type_id = known.get(type) or self._type_id(cursor, type, new_types)
-                rows.append((stream_id, number, type_id, moment, id, data, metadata))
-            cursor.executemany(_EVENT, rows)
+            self._insert(cursor, new[:-1], (stream_id, moment), version - count + 1, new_types)
         type, data, id, metadata = new[-1]
         type_id = known.get(type) or self._type_id(cursor, type, new_types)
         cursor.execute(_EVENT, (stream_id, version, type_id, moment, id, data, metadata))
         return Receipt(stream, version, cursor.lastrowid, moment)
+
+    def _insert(
+        self,
+        cursor: Any,
+        new: Sequence[NewEvent],
+        common: tuple[int, int],
+        version: int,
+        new_types: dict[EventType, int],
+    ) -> None:
+        """Write events, the first at a version; `common` is their stream's id and their time."""
+        known = self._type_ids
+        done = 0
+        while len(new) - done >= _BLOCK:
+            block: list[Any] = [*common, version + done]
+            for type, data, id, metadata in new[done : done + _BLOCK]:
+                type_id = known.get(type) or self._type_id(cursor, type, new_types)
+                block += (type_id, id, data, metadata)
+            cursor.execute(_EVENTS, block)
+            done += _BLOCK
+        stream_id, moment = common
+        rows = []
+        for number, (type, data, id, metadata) in enumerate(new[done:], version + done):
+            type_id = known.get(type) or self._type_id(cursor, type, new_types)
+            rows.append((stream_id, number, type_id, moment, id, data, metadata))
+        if rows:
+            cursor.executemany(_EVENT, rows)
 
     def _type_id(self, cursor: Any, type: EventType, new_types: dict[EventType, int]) -> int:
         if type not in new_types:
@@ -381,8 +394,9 @@ class SqliteLog(SqlLog):
         seat = borrowed.seat
         committing = False
         if seat.pooled is not None:
-            # After a COMMIT that failed, SQLite says by itself whether the transaction still is.
-            committing = borrowed.writes and not seat.raw.in_transaction
+            # After a COMMIT that failed, SQLite says by itself whether the transaction still is. After
+            # another statement that failed it may have rolled back by itself.
+            committing = getattr(borrowed, "is_committing", False) and not seat.raw.in_transaction
             try:
                 seat.raw.rollback()
                 self.give(seat)
@@ -440,9 +454,14 @@ def translated(
         )
     if code == sqlite3.SQLITE_READONLY:
         return LogReadOnlyError(f"SQLite: {error}: open a file that this process may write to")
-    if code in (sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT):
+    if code in (
+        sqlite3.SQLITE_CANTOPEN,
+        sqlite3.SQLITE_NOTADB,
+        sqlite3.SQLITE_CORRUPT,
+        sqlite3.SQLITE_FULL,  # a commit did not fit, so there is none
+    ):
         return LogUnavailableError(f"SQLite: {error}", "not written")
-    if code in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR):
+    if code == sqlite3.SQLITE_IOERR:
         return LogUnavailableError(f"SQLite: {error}", outcome)
     return LogError(f"SQLite: {error}")
 

@@ -83,6 +83,15 @@ class ReadingContract:
         backwards = log.read("a/1", 0, EVERYTHING, limit=1, backwards=True, types=iter(["up"]))
         assert [row.version for row in backwards] == [3]
 
+    def test_sizes_are_known_without_the_payloads(self, log: Log) -> None:
+        for data in (b"", b"{}", b"\x00" * 5_000, "é".encode()):
+            log.append([Write("a/1", drafts(data=data))])
+        add(log, "b/1")
+        assert list(log.sizes("a/1", 0, 9, 10)) == [0, 2, 5_000, 2]
+        assert list(log.sizes("a/1", 1, 3, 10)) == [2, 5_000]
+        assert list(log.sizes("a/1", 0, 9, 1)) == [0]
+        assert list(log.sizes("c/1", 0, 9, 10)) == []
+
     def test_the_whole_log_is_read_in_the_order_of_positions(self, log: Log) -> None:
         for number in range(12):
             add(log, f"{'ab'[number % 2]}/{number % 3}", 2)
