@@ -46,14 +46,13 @@ from eventstore.log.base import (
     STREAM_EXISTS,
     EventType,
     Frontier,
-    Keyed,
+    NewEvent,
     Receipt,
-    Slim,
     Write,
 )
 from eventstore.log.grouping import Request
 from eventstore.log.kept import KEPT, Seat
-from eventstore.log.sql import Borrowed, SqlLog, check_dialect, savepoint
+from eventstore.log.sql import Borrowed, Rows, SqlLog, check_dialect, savepoint
 from eventstore.log.watching import SqliteWatch
 from eventstore.names import category_of
 
@@ -281,24 +280,20 @@ class SqliteLog(SqlLog):
 
     # --- reading -------------------------------------------------------------------------------
 
-    def _paged(
-        self, statement: Any, values: dict[str, Any], whole: bool
-    ) -> Generator[Sequence[Slim] | Sequence[Keyed]]:
-        if self._is_file and self._has_spare_connection() and has_idle_core():
-            first = 0
-            for page in super()._paged(statement, values, whole):
+    def _read_on(self, statement: Any, values: dict[str, Any], whole: bool) -> Generator[Rows]:
+        if self._is_file and has_idle_core():
+            count = 0
+            for page in self._paged(statement, values):
                 yield page
-                first += len(page)
-                if first >= _FIRST_ROWS:
+                count += len(page)
+                if count >= _FIRST_ROWS:
                     break
             else:
                 return
             yield from self._read_ahead(statement, values, whole)
-        yield from super()._paged(statement, values, whole)
+        yield from self._paged(statement, values)  # what is left
 
-    def _read_ahead(
-        self, statement: Any, values: dict[str, Any], whole: bool
-    ) -> Generator[Sequence[Slim] | Sequence[Keyed]]:
+    def _read_ahead(self, statement: Any, values: dict[str, Any], whole: bool) -> Generator[Rows]:
         text = block_of(statement.text, whole)
 
         def read(after: int, rows: int) -> Any:
@@ -394,8 +389,8 @@ class SqliteLog(SqlLog):
         seat = borrowed.seat
         committing = False
         if seat.pooled is not None:
-            # After a COMMIT that failed, SQLite says by itself whether the transaction still is. After
-            # another statement that failed it may have rolled back by itself.
+            # After a COMMIT that failed, SQLite says by itself whether the transaction still is.
+            # After another statement that failed it may have rolled back by itself.
             committing = getattr(borrowed, "is_committing", False) and not seat.raw.in_transaction
             try:
                 seat.raw.rollback()
