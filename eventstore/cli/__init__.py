@@ -17,7 +17,7 @@ _INTERRUPTED = 130
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; its exit status: 0, or 1 after an error that it has told."""
-    options = _parser().parse_args(arguments)
+    options = command_line(arguments)
     try:
         status: int = options.run(options)
     except EventStoreError as error:
@@ -26,6 +26,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return _INTERRUPTED
     return status
+
+
+def command_line(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """What a command line says; `.run` does it. Ends the program if it says nothing of sense."""
+    return _parser().parse_args(arguments)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -142,7 +142,7 @@ def serve(options: argparse.Namespace) -> int:
     for module in options.modules:
         import_module(module, module)
     with contextlib.ExitStack() as stack:
-        app = _application(options, stack)
+        app = application(options, stack)
         serving.serve(
             app,
             serving.Options(
@@ -165,7 +165,7 @@ def _access_log(options: argparse.Namespace) -> Any:
     return "json" if options.json_access_log else "text"
 
 
-def _application(options: argparse.Namespace, stack: contextlib.ExitStack) -> DurableStreams:
+def application(options: argparse.Namespace, stack: contextlib.ExitStack) -> DurableStreams:
     """The application that the options describe; the stack closes its store."""
     from eventstore.http import DurableStreams
 

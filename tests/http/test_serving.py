@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import dataclasses
 import datetime
@@ -14,8 +15,9 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -25,11 +27,12 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from eventstore import EventStore
-from eventstore.cli import main
+from eventstore.cli import command_line, main
+from eventstore.cli.serving import application
 from eventstore.http import Limits
 
 JSON = {"Content-Type": "application/json"}
+BASE = "http://127.0.0.1"
 TOKEN = "a-token-of-the-tests"
 
 # What an application has; the command finds it in the current folder.
@@ -78,7 +81,11 @@ def server(folder: Path, sqlite_url: str) -> Iterator[Child]:
 # --- a life -------------------------------------------------------------------------------------
 
 
-def test_a_server_says_where_it_is_whether_it_is_well_and_what_it_was_asked(server: Child) -> None:
+def test_a_server_says_where_it_is_whether_it_is_well_and_what_it_was_asked(
+    server: Child, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["serve", "sqlite://", "--port", str(server.port)]) == 1  # it is taken
+    assert str(server.port) in capfd.readouterr().err
     with httpx.Client(base_url=server.url) as client:
         made = client.put("/v1/stream/a", headers=JSON, content=b"[1]")
         assert (made.status_code, made.headers["location"]) == (201, f"{server.url}/v1/stream/a")
@@ -97,20 +104,7 @@ def test_a_server_says_where_it_is_whether_it_is_well_and_what_it_was_asked(serv
     assert "only requests of this machine are allowed" in server.log
 
 
-def test_an_access_log_for_programs(folder: Path, sqlite_url: str) -> None:
-    with child(folder, sqlite_url, "--json-access-log") as server:
-        httpx.get(f"{server.url}/v1/stream/a?live=sse&x=y")
-        server.stop()
-        (line,) = [line for line in server.log.splitlines() if line.startswith("{")]
-    told = json.loads(line)
-    assert (told["method"], told["path"], told["status"]) == ("GET", "/v1/stream/a?live=sse", 400)
-    assert told["client"] == "127.0.0.1"
-
-
-@pytest.mark.parametrize("end", [signal.SIGTERM, signal.SIGINT])
-def test_live_readers_are_sent_away_and_writes_end_before_the_server_does(
-    server: Child, end: signal.Signals
-) -> None:
+def test_live_readers_are_sent_away_and_writes_end_before_the_server_does(server: Child) -> None:
     ended: dict[str, str] = {}
     with httpx.Client(base_url=server.url, timeout=PATIENCE) as client:
         client.put("/v1/stream/a", headers=JSON)
@@ -138,7 +132,7 @@ def test_live_readers_are_sent_away_and_writes_end_before_the_server_does(
             while "long-poll" not in ended:  # until it waits, it would be answered anyway
                 if server.process.poll() is None and not ended:
                     time.sleep(0.2)
-                    server.process.send_signal(end)
+                    server.process.terminate()
                 poll.join(PATIENCE)
             slow.sendall(b"2]")
             answer = slow.recv(1000)
@@ -152,12 +146,17 @@ def test_live_readers_are_sent_away_and_writes_end_before_the_server_does(
 def test_what_was_answered_is_there_when_the_server_runs_again(
     folder: Path, sqlite_url: str
 ) -> None:
-    with child(folder, sqlite_url) as server:
-        httpx.put(f"{server.url}/v1/stream/a", headers=JSON, content=b"[1]")
     with child(folder, sqlite_url, "--no-access-log") as server:
-        assert httpx.get(f"{server.url}/v1/stream/a").json() == [1]
+        httpx.put(f"{server.url}/v1/stream/a", headers=JSON, content=b"[1]")
         server.stop()
-        assert '"GET' not in server.log
+        assert "/v1/stream/a" not in server.log
+    with child(folder, sqlite_url, "--json-access-log") as server:
+        assert httpx.get(f"{server.url}/v1/stream/a?offset=-1&x=y").json() == [1]
+        server.stop()
+        (line,) = [line for line in server.log.splitlines() if line.startswith("{")]
+    told = json.loads(line)
+    assert (told["method"], told["path"], told["status"]) == ("GET", "/v1/stream/a?offset=-1", 200)
+    assert told["client"] == "127.0.0.1"
 
 
 def test_a_client_that_does_not_end_is_not_waited_for_for_ever(
@@ -169,7 +168,7 @@ def test_a_client_that_does_not_end_is_not_waited_for_for_ever(
     ):
         stuck.sendall(b"PUT /v1/stream/a HTTP/1.1\r\nhost: localhost\r\ncontent-length: 4\r\n\r\n1")
         httpx.get(f"{server.url}/healthz")
-        assert server.stop() == 0
+        assert server.stop(signal.SIGINT) == 0
 
 
 # --- TLS ------------------------------------------------------------------------------------------
@@ -268,23 +267,48 @@ def test_a_proxy_that_is_believed_tells_the_client_and_is_no_loopback(
         assert "192.0.2.7 " in server.log
 
 
+Call = Callable[..., httpx.Response]
+
+
+@pytest.fixture
+def call(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Call]:
+    """Makes one request of what a command line serves, without the server."""
+    monkeypatch.setattr(sys, "path", [*sys.path])
+
+    def call(command: Sequence[str], *request: Any, **options: Any) -> httpx.Response:
+        async def scenario() -> httpx.Response:
+            with contextlib.ExitStack() as stack:
+                app = application(command_line(["serve", *command]), stack)
+                transport = httpx.ASGITransport(app)
+                async with httpx.AsyncClient(transport=transport, base_url=BASE) as client:
+                    answer = await client.request(*request, **options)
+                await app.aclose()
+                return answer
+
+        return asyncio.run(scenario())
+
+    yield call
+    sys.modules.pop("serving_shop", None)
+
+
 def test_an_application_brings_aggregates_a_hook_or_all_of_it(
-    folder: Path, sqlite_url: str
+    folder: Path, sqlite_url: str, call: Call
 ) -> None:
     path, event = "/v1/stream/serving-till/1", {"type": "serving-paid", "data": {"amount": 3}}
-    shop = ["--import", "serving_shop"]
-    with child(folder, sqlite_url, *shop) as server:
-        assert httpx.put(server.url + path, headers=JSON).status_code == 405
-    with child(folder, sqlite_url, "--writable", "serving_shop:Till") as server:
-        assert httpx.put(server.url + path, headers=JSON).status_code == 201
-        assert httpx.post(server.url + path, json=event).status_code == 204
-        assert httpx.post(server.url + path, json={"type": "x", "data": 1}).status_code == 400
-    with child(folder, sqlite_url, "--authorize", "serving_shop:readers") as server:
-        assert len(httpx.get(server.url + path).json()) == 1
-        assert httpx.delete(server.url + path).status_code == 401
-    with child(folder, "--app", "serving_shop:make") as server:
-        assert httpx.put(f"{server.url}/log/a").status_code == 201
+    open_till = [sqlite_url, "--writable", "serving_shop:Till"]
+    assert call(open_till, "PUT", path, headers=JSON).status_code == 201
+    assert call(open_till, "POST", path, json=event).status_code == 204
+    assert call(open_till, "POST", path, json={"type": "x", "data": 1}).status_code == 400
+    readers = [sqlite_url, "--authorize", "serving_shop:readers"]
+    assert len(call(readers, "GET", path).json()) == 1
+    assert call(readers, "DELETE", path).status_code == 401
+    assert call(["--app", "serving_shop:make"], "PUT", "/log/a").status_code == 201
     assert (folder / "shop.db").exists()
+
+
+def test_a_stream_of_an_imported_aggregate_is_read_only(sqlite_url: str, call: Call) -> None:
+    shop = [sqlite_url, "--import", "serving_shop"]
+    assert call(shop, "PUT", "/v1/stream/serving-till/2", headers=JSON).status_code == 405
 
 
 # --- what is wrong is said ------------------------------------------------------------------------
@@ -321,20 +345,12 @@ def test_what_cannot_be_served_is_said_in_one_line(
     sys.modules.pop("serving_shop", None)
 
 
-def test_a_port_that_is_taken_is_an_error(server: Child, capfd: pytest.CaptureFixture[str]) -> None:
-    assert main(["serve", "sqlite://", "--port", str(server.port)]) == 1
-    assert str(server.port) in capfd.readouterr().err
-
-
 def test_tables_that_are_not_there_are_an_error_or_are_made(
-    folder: Path, empty_postgres_url: str, capfd: pytest.CaptureFixture[str]
+    empty_postgres_url: str, call: Call, capfd: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["serve", empty_postgres_url, "--port", "0"]) == 1
     assert "eventstore migrate" in capfd.readouterr().err
-    with child(folder, empty_postgres_url, "--migrate") as server:
-        assert httpx.put(f"{server.url}/v1/stream/a").status_code == 201
-    with EventStore(empty_postgres_url) as store:
-        assert store.head() == 0
+    assert call([empty_postgres_url, "--migrate"], "PUT", "/v1/stream/a").status_code == 201
 
 
 def test_a_missing_extra_is_named(folder: Path) -> None:
