@@ -122,6 +122,7 @@ class StreamPattern:
 
 
 _patterns: Final[dict[str, dict[str, StreamPattern]]] = {}
+_reserved: Final[set[str]] = set()
 
 
 def register(pattern: StreamPattern) -> None:
@@ -130,8 +131,15 @@ def register(pattern: StreamPattern) -> None:
     aggregate_id.cache_clear()
 
 
+def reserve(stream: str) -> None:
+    """Let `is_claimed` know a stream that no aggregate has: it is written by the library."""
+    _reserved.add(stream)
+
+
 def is_claimed(stream: str) -> bool:
-    """Whether some aggregate class has streams of that name."""
+    """Whether a class writes to streams of that name: of an aggregate, or of a projection."""
+    if stream in _reserved:
+        return True
     patterns = _patterns.get(category_of(stream), {}).values()
     return any(pattern.id(stream) is not None for pattern in patterns)
 

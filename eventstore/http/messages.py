@@ -19,6 +19,7 @@ import msgspec
 from eventstore.codec import ENVELOPED
 from eventstore.http.problems import Problem
 from eventstore.ids import new_ids
+from eventstore.log import base
 from eventstore.log.base import EventType, NewEvent, Row
 
 T = TypeVar("T")
@@ -26,7 +27,7 @@ T = TypeVar("T")
 JSON: Final = "application/json"
 BYTES: Final = "application/octet-stream"
 
-_JSON_MESSAGE: Final = EventType("$json", 1)
+_JSON_MESSAGE: Final = EventType(base.JSON, 1)
 _BATCH: Final = EventType("$batch", 1)
 _PIECE: Final = EventType("$bytes", 1)
 

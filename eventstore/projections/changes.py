@@ -20,7 +20,7 @@ from eventstore.ids import new_ids
 from eventstore.log.base import JSON, Bounds, EventType, Log, NewEvent, Write
 from eventstore.log.tables import followers
 from eventstore.log.transactions import reading
-from eventstore.names import check_stream_name
+from eventstore.names import check_stream_name, reserve
 from eventstore.projections.buffer import WriteBuffer
 from eventstore.projections.declared import claim, owner_of
 from eventstore.projections.statements import Key
@@ -51,6 +51,7 @@ class ChangeStream:
         except InvalidNameError as error:
             raise DefinitionError(owner_of(cls), f"changes={name!r}: {error}") from None
         claim("stream of changes", name, cls)
+        reserve(name)
         for table in tables:
             _check_table(cls, table)
         self.tables: Final = {table: ToldTable(table) for table in tables}

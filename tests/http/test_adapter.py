@@ -11,8 +11,9 @@ from typing import Any
 
 import pytest
 from asgi import Client, client_of
+from sqlalchemy import Column, Table, Text
 
-from eventstore import Aggregate, Event, EventStore, on
+from eventstore import Aggregate, Event, EventStore, TableProjection, on
 from eventstore.aio import AsyncEventStore
 from eventstore.http import DurableStreams
 from eventstore.http.live import Hub
@@ -658,3 +659,29 @@ def test_an_async_store_is_served_as_well(sqlite_url: str) -> None:
             assert (await client.put("a/1", "[1]")).status == 201
 
     asyncio.run(story())
+
+
+def test_a_stream_of_changes_is_read_only(sqlite_url: str) -> None:
+    class ParcelsByPlace(TableProjection, changes="projections/parcels"):
+        version = 1
+        places = Table(
+            "parcels_by_place", TableProjection.metadata, Column("place", Text, primary_key=True)
+        )
+
+        @on(ParcelMoved)
+        def _moved(self, event: ParcelMoved) -> None:
+            self.put(self.places, place=event.to)
+
+    async def story(client: Client) -> None:
+        for method in ("PUT", "POST", "DELETE"):
+            response = await client.ask(
+                method, "projections/parcels", "[1]", content_type="application/json"
+            )
+            assert response.status == 405
+        await asyncio.to_thread(store.append, "parcels/p1/events", ParcelMoved(to="Bonn"))
+        await asyncio.to_thread(store.catch_up, ParcelsByPlace)
+        (message,) = (await client.get("projections/parcels")).json
+        assert (message["key"], message["headers"]["operation"]) == ("Bonn", "insert")
+
+    with EventStore(sqlite_url) as store:
+        run(store, story)
