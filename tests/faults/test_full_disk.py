@@ -79,8 +79,9 @@ def test_a_full_disk_loses_nothing_that_was_acknowledged(
         acknowledged = _until_full(store, pad)
         assert acknowledged > 3
         for _ in range(2):  # it stays so, and all can be read
-            with pytest.raises(LogUnavailableError):
+            with pytest.raises(LogUnavailableError) as caught:
                 store.append("a/1", [Put(op="lost", n=part, pad=pad) for part in range(30)])
+            assert caught.value.outcome == "not written"
             ops = [record.event.op for record in store.read("a/1")]
             assert ops == [f"{n}" for n in range(acknowledged) for _ in range(3)]
         disk.enlarge()
