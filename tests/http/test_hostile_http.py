@@ -30,12 +30,12 @@ from sqlalchemy import URL
 #: Seconds that the long form takes, for each database; 0 is the short form.
 SECONDS = float(os.environ.get("EVENTSTORE_HOSTILE_SECONDS", "0"))
 #: Requests of the short form.
-EXAMPLES = 300
+EXAMPLES = 200
 ROOT = b"/v1/stream/"
-BODY_SECONDS = 2
+BODY_SECONDS = 1
 BODY_BYTES = 4 * 1024 * 1024
 #: Bytes that a server may have grown by after all of this, caches and heaps and all.
-GROWTH = 600 * 1024 * 1024
+GROWTH = 400 * 1024 * 1024
 on_both = pytest.mark.parametrize("server", ["sqlite", "postgres"], indirect=True)
 OPTIONS = [
     "--max-body",
@@ -43,7 +43,7 @@ OPTIONS = [
     "--body-timeout",
     str(BODY_SECONDS),
     "--max-unread",
-    str(64 * 1024 * 1024),
+    str(16 * 1024 * 1024),
     "--long-poll-timeout",
     "0.05",
     "--allow-anyone",
@@ -502,7 +502,6 @@ def test_no_bytes_are_answered_by_a_fault(server: Child) -> None:
     repeat(run)
 
 
-@on_both
 @pytest.mark.parametrize("media", [b"application/json", b"text/plain"])
 def test_large_and_deep_bodies_are_taken_or_refused(server: Child, media: bytes) -> None:
     path = ROOT + b"large/%d" % next(names)
@@ -644,7 +643,7 @@ def test_readers_that_do_not_read_hold_bounded_memory(server: Child) -> None:
     assert told(server, request(b"PUT", path, [], part)) == 201
     before = server.rss
     with contextlib.ExitStack() as stack:
-        for number in range(150):  # 600 MB in all, if it were all kept
+        for number in range(100):  # a gigabyte, if it were all kept
             connection = stack.enter_context(server.connect())
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
             live = b"?offset=-1&live=sse" if number % 2 else b""
