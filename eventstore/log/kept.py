@@ -12,8 +12,10 @@ from typing import Any, Final
 
 from sqlalchemy import Engine, event
 
-#: How many are kept at most. The engine's pool is made larger by as many.
-KEPT: Final = 4
+#: How many are kept at most: as many as were ever needed at once, up to the threads of an
+#: AsyncEventStore, else these would open connections anew all the time. The engine's pool is made
+#: larger by as many.
+KEPT: Final = 16
 
 
 class Seat:
