@@ -123,6 +123,7 @@ def test_no_command_shows_a_password(
         ["verify", url],
         ["verify", "--url", url],
         ["seal", "--url", url],
+        ["serve", url],
     ]
     for command in commands:
         assert main(command) in (1, 2), command

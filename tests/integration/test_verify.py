@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+import tracemalloc
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -31,7 +32,7 @@ from eventstore.log.tables import (
     streams,
     types,
 )
-from eventstore.verification import Finding, Walked, verify
+from eventstore.verification import Finding, Walked, seal, verify
 
 BEYOND = 10**9
 
@@ -42,6 +43,10 @@ class Put(Event, name="verify-put"):
 
 class Other(Event, name="verify-other"):
     """Nobody handles it."""
+
+
+class Large(Event, name="verify-large"):
+    text: str
 
 
 class Box(Aggregate, stream="verify-box/{id}", snapshot_every=2):
@@ -390,6 +395,20 @@ def test_writers_and_deletions_meanwhile_are_no_errors(
             finally:
                 stop.set()
                 writer.join()
+
+
+def test_memory_does_not_grow_with_the_log(sqlite_url: str) -> None:
+    with EventStore(sqlite_url) as store:
+        for number in range(40):
+            store.append(f"verify-large/{number % 3}", [Large(text="x" * 10_000)] * 100)
+        tracemalloc.start()
+        try:
+            seal(store)
+            assert list(verify(store)) == []
+            _, peak = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+    assert peak < 16_000_000  # of 40 million bytes of payloads
 
 
 # --- the command ---------------------------------------------------------------------------------

@@ -138,6 +138,36 @@ def test_a_fresh_sqlite_file_has_what_migrating_leads_to(tmp_path: Path) -> None
     assert seen[0] == seen[1]
 
 
+def test_followers_learn_the_event_at_their_checkpoint(engine: Engine) -> None:
+    config = Config(attributes={"connection": None})
+    config.set_main_option("script_location", str(schema.script_location()))
+    rows = "SELECT name, event FROM eventstore_followers ORDER BY name"
+    with engine.begin() as connection:
+        config.attributes["connection"] = connection
+        command.upgrade(config, "0004")
+        for position in (3, 7):
+            connection.execute(
+                text(
+                    "INSERT INTO eventstore_events (position, stream_id, version, type_id, "
+                    "recorded_at, id, data) "
+                    f"{'OVERRIDING SYSTEM VALUE' if engine.dialect.name == 'postgresql' else ''} "
+                    "VALUES (:position, 1, :position, 1, 0, :id, :id)"
+                ),
+                {"position": position, "id": bytes([position]) * 16},
+            )
+        for name, position in (("a", 0), ("b", 5), ("c", 7)):
+            connection.execute(
+                text(
+                    "INSERT INTO eventstore_followers VALUES (:name, 0, 1, 1, '', '[]', false, "
+                    ":position, 0, 0, 0, 0, NULL, 0)"
+                ),
+                {"name": name, "position": position},
+            )
+        schema.migrate(connection)
+        found = [(name, event and bytes(event)) for name, event in connection.execute(text(rows))]
+    assert found == [("a", None), ("b", b"\x03" * 16), ("c", b"\x07" * 16)]
+
+
 def test_migrating_twice_changes_nothing(engine: Engine) -> None:
     schema.migrate(engine)
     before = described(engine)
