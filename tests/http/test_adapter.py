@@ -453,6 +453,35 @@ def test_the_application_and_http_write_to_one_stream(store: EventStore) -> None
     run(store, story, writable=[Parcel])
 
 
+def test_two_servers_write_to_one_stream(url: str, store: EventStore) -> None:
+    """Each batch goes to both, as a client would do that has lost an answer."""
+
+    async def both() -> None:
+        with EventStore(url) as far:
+            async with (
+                client_of(DurableStreams(store)) as here,
+                client_of(DurableStreams(far)) as there,
+            ):
+                made = await asyncio.gather(here.put("race/1"), there.put("race/1"))
+                assert sorted(answer.status for answer in made) == [200, 201]
+                for seq in range(15):
+                    headers = {"producer_id": "p", "producer_epoch": "0", "producer_seq": str(seq)}
+                    answers = await asyncio.gather(
+                        here.post("race/1", str(seq), **headers),
+                        there.post("race/1", str(seq), **headers),
+                        here.post("race/1", '"x"'),
+                        there.post("race/1", '"x"'),
+                    )
+                    assert sorted(answer.status for answer in answers[:2]) == [200, 204]
+                    assert {answer.status for answer in answers[2:]} == {204}
+                    assert answers[2].offset != answers[3].offset
+                messages = (await there.get("race/1")).json
+                assert [m for m in messages if m != "x"] == list(range(15))
+                assert messages.count("x") == 30
+
+    asyncio.run(both())
+
+
 # --- live -----------------------------------------------------------------------------------------
 
 
