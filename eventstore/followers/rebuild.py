@@ -38,7 +38,7 @@ from eventstore.projections.told import Told
 
 #: Events a transaction, about, at the most: a row that they change often is written once.
 BATCH: Final = 200_000
-#: Events a page, at the most, and in the catching up at the end.
+#: Events a page, at the most; and one of those that are a transaction each.
 _PAGE: Final = 500
 _CATCH_UP: Final = 5000
 #: Seconds for which a rebuild holds its lease from one batch to the next.
@@ -210,7 +210,8 @@ class Rebuild:
         """Handle all but what is appended during one batch: that is left for the swap."""
         while True:
             head, batches = self._target(), 0
-            bounds, size = Bounds(position=head), min(BATCH, _PAGE)
+            bounds = Bounds(position=head)
+            size = min(BATCH, _PAGE if self._log.reads_aside else _CATCH_UP)
             with contextlib.closing(self._replay.pages(lease.position, bounds, size)) as pages:
                 while lease.position < head:
                     lease = self._batch(tables, lease, head, pages)
@@ -236,8 +237,10 @@ class Rebuild:
     def _batch(
         self, tables: Shadow, lease: Checkpoint, head: int, pages: Generator[Page]
     ) -> Checkpoint:
+        page = next(pages, None)  # before there is a transaction
+        most = BATCH if self._log.reads_aside else 1
         with tables.transaction() as connection:
-            position, handled, is_last = self._replay.batch(connection, pages, BATCH)
+            position, handled, is_last = self._replay.batch(connection, page, pages, most)
             to = head if is_last else position
             if tables.durable:
                 return self._followers.advance(

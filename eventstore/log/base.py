@@ -317,12 +317,18 @@ class Log(Protocol):
         size: int,
         wanted: Wanted = EVERY_EVENT,
         whole: bool = False,
-    ) -> Generator[Sequence[Slim] | Sequence[Keyed]]:
+    ) -> Generator[Sequence[Slim] | Sequence[Keyed] | Sequence[Row]]:
         """What `scan` gives, or with `whole` what `read_all` does, to the end of the bounds.
 
         In pages of at most `size` rows, none of them empty, for who reads all of them: a
         connection may be taken until the pages are used up or closed. `until.position` is final.
+        Whole rows have keys for their streams if the log `reads_aside`.
         """
+        ...
+
+    @property
+    def reads_aside(self) -> bool:
+        """Whether the log can read while a transaction of its own is open."""
         ...
 
     def stream_names(self, keys: Iterable[int]) -> dict[int, str]:

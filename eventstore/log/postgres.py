@@ -53,16 +53,14 @@ from eventstore.log.base import (
     STREAM_EXISTS,
     EventType,
     Frontier,
-    Keyed,
     Receipt,
-    Slim,
     Write,
 )
 from eventstore.log.frontier import Frontiers
 from eventstore.log.grouping import Request
 from eventstore.log.kept import KEPT, Seat
 from eventstore.log.notifying import Notifier, PostgresWatch, is_proxied
-from eventstore.log.sql import Borrowed, SqlLog, check_dialect, refuse
+from eventstore.log.sql import Borrowed, Rows, SqlLog, check_dialect, refuse
 from eventstore.log.tables import REVISION
 from eventstore.names import category_of
 
@@ -369,14 +367,12 @@ class PostgresLog(SqlLog):
     def _execute(self, cursor: Any, statement: Any, values: Mapping[str, Any]) -> None:
         cursor.execute(statement.text, values, prepare=True)
 
-    def _paged(
-        self, statement: Any, values: dict[str, Any], whole: bool
-    ) -> Generator[Sequence[Slim] | Sequence[Keyed]]:
+    def _read_on(self, statement: Any, values: dict[str, Any], whole: bool) -> Generator[Rows]:
         # Rows streamed in chunks arrive while others are handled: three times as fast as a query a
         # page. One statement is not to last for long, as no dead row is cleaned up meanwhile.
         size, limit = values["limit"], _FIRST_STREAM
-        if not (self._has_spare_connection() and psycopg.capabilities.has_stream_chunked()):
-            yield from super()._paged(statement, values, whole)
+        if not psycopg.capabilities.has_stream_chunked():
+            yield from self._paged(statement, values)
             return
         full = True
         while full:

@@ -56,6 +56,8 @@ from eventstore.log.watching import Watch
 from eventstore.names import category_of
 from eventstore.numbers import LARGEST
 
+#: A page of the whole log.
+Rows: TypeAlias = Sequence[Slim] | Sequence[Keyed] | Sequence[Row]
 #: (type key, data) of events in order.
 Page: TypeAlias = Sequence[tuple[int, bytes]]
 
@@ -453,14 +455,31 @@ class SqlLog(ABC):
         size: int,
         wanted: Wanted = EVERY_EVENT,
         whole: bool = False,
-    ) -> Generator[Sequence[Slim] | Sequence[Keyed]]:
+    ) -> Generator[Rows]:
         self._check_open()
         shape, values = self._shaped(after, until, size, self._narrowed(wanted, until))
-        return self._paged(self._statement("scan", mask_of(until), shape, whole), values, whole)
+        if self.reads_aside:
+            statement = self._statement("scan", mask_of(until), shape, whole)
+            return self._read_on(statement, values, whole)
+        if whole:
+            return self._paged(self._statement("read_all", mask_of(until), False, shape), values)
+        return self._paged(self._statement("scan", mask_of(until), shape, False), values)
 
-    def _paged(
+    @property
+    def reads_aside(self) -> bool:
+        # One for the transaction, one for the pages, and one for what is looked up on the way.
+        pool = self.engine.pool
+        if isinstance(pool, QueuePool):
+            return pool.size() >= 3 or pool.size() == 0  # which is no limit
+        return isinstance(pool, NullPool)
+
+    def _read_on(
         self, statement: Statement, values: dict[str, Any], whole: bool
-    ) -> Generator[Sequence[Slim] | Sequence[Keyed]]:
+    ) -> Generator[Rows]:
+        """The pages of a scan, in the quickest way that the database has."""
+        return self._paged(statement, values)
+
+    def _paged(self, statement: Statement, values: dict[str, Any]) -> Generator[Rows]:
         # A query a page: between pages there is no read lock, which would keep a memory database
         # from being written, and the write-ahead log of a file from being emptied.
         full = True
@@ -472,11 +491,6 @@ class SqlLog(ABC):
             if page:
                 values["after"] = page[-1][0]
                 yield page
-
-    def _has_spare_connection(self) -> bool:
-        """Whether the pool has one for what is done while another is taken, and in any thread."""
-        pool = self.engine.pool
-        return isinstance(pool, NullPool) or (isinstance(pool, QueuePool) and pool.size() != 1)
 
     def _narrowed(self, wanted: Wanted, until: Bounds) -> Wanted:
         """Without its types, where the log has no others: a tenth less time for each row."""

@@ -27,7 +27,7 @@ def as_of(log: Log, cls: type[TableProjection], until: Bounds) -> Generator[Conn
     with scratch(log, cls.__tables__) as connection:
         with own_errors(connection):
             with contextlib.closing(replay.pages(0, until, _PAGE)) as pages:
-                while not replay.batch(connection, pages, _BATCH).is_last:
+                while not replay.batch(connection, next(pages, None), pages, _BATCH).is_last:
                     pass
             connection.hold()
         yield connection

@@ -58,12 +58,13 @@ class Replay:
         """All events past a position, to a final one: to be used up or closed, as `Log.pages`."""
         return self._feed.pages(after, until, size)
 
-    def batch(self, connection: Connection, pages: Generator[Page], most: int) -> Batch:
-        """Apply pages in the caller's transaction, as one: about so many events at the most.
+    def batch(
+        self, connection: Connection, page: Page | None, pages: Generator[Page], most: int
+    ) -> Batch:
+        """Apply a page and the next ones in the caller's transaction, as one.
 
-        Raises what `apply` does, and what reading the pages does.
+        About so many events at the most. Raises what `apply` does, and what reading the pages does.
         """
-        page = next(pages, None)
         if page is None:
             return Batch(0, 0, True)
         first, handled, unread = page[0][0], 0, None
