@@ -8,6 +8,7 @@ PORT ?= 8000
 MINUTES ?= 10
 QUICK ?=
 EMMETT := benchmarks/peers/emmett
+REFERENCE := benchmarks/peers/durable-streams
 
 .PHONY: help demo page test faults check format bench clean
 
@@ -44,13 +45,13 @@ format: $(VENV)/dev
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: $(VENV)/bench $(EMMETT)/node_modules/.installed
+bench: $(VENV)/bench $(EMMETT)/node_modules/.installed $(REFERENCE)/node_modules/.installed
 	QUICK=$(QUICK) $(BIN)/python benchmarks/report.py
 
-# A peer on Node. Without Node the benchmarks leave it out, and say so.
-$(EMMETT)/node_modules/.installed: $(EMMETT)/package.json
-	@if command -v npm >/dev/null; then cd $(EMMETT) && npm install && touch node_modules/.installed; \
-		else echo "npm is not there: without Emmett"; fi || echo "without Emmett"
+# Peers on Node. Without Node the benchmarks leave them out, and say so.
+%/node_modules/.installed: %/package.json
+	@if command -v npm >/dev/null; then cd $* && npm install && touch node_modules/.installed; \
+		else echo "npm is not there: without $*"; fi || echo "without $*"
 
 clean:
 	rm -rf tests/http/node/node_modules examples/order_page/node_modules examples/order_page/dist

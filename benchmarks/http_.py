@@ -19,16 +19,32 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
+from statistics import median
 from typing import Final, NamedTuple
 
 import harness
-from harness import QUICK, Waiting, Workload, folder, measure, note, postgres, report, report_waits
+from harness import (
+    QUICK,
+    Row,
+    Waiting,
+    Workload,
+    emit,
+    folder,
+    measure,
+    note,
+    postgres,
+    report,
+    report_waits,
+    spread,
+)
 from http_load import Load
 from peers import durable_streams_
 
-ROUNDS: Final = 5
+ROUNDS: Final = 1 if QUICK else 5
 BATCH: Final = 100
-MESSAGES: Final = 100_000
+MESSAGES: Final = 10_000 if QUICK else 100_000
+SINGLY: Final = 1_000 if QUICK else 20_000
+IDLE: Final = 500 if QUICK else 5_000
 
 FILE: Final = "reference, files"
 MEMORY: Final = "reference, memory"
@@ -59,6 +75,12 @@ class Server(NamedTuple):
         fields = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
         return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
+    def held(self) -> tuple[float, int]:
+        """MiB of memory, and threads, that it has now."""
+        lines = Path(f"/proc/{self.process.pid}/status").read_text().splitlines()
+        status = {line.partition(":")[0]: line.split()[1] for line in lines if line.split()[1:]}
+        return int(status["VmRSS"]) / 1024, int(status["Threads"])
+
 
 def main() -> None:
     with ExitStack() as stack:
@@ -75,7 +97,8 @@ def main() -> None:
         results = [measure(workload) for workload in workloads(servers)]
         report("Over HTTP", results)
         report_waits("Over HTTP, from append to reader", [fan_out(servers)])
-        print_processor_time(servers)
+        processor_time(servers)
+        idle_readers(servers)
 
 
 def commands(place: Path, database: str) -> dict[str, list[str]]:
@@ -114,10 +137,10 @@ def running(command: list[str], log: Path) -> Iterator[Server]:
 def workloads(servers: Mapping[str, Server]) -> Iterator[Workload]:
     """What is asked. The file store gets through less."""
     for connections, streams in ((1, 1), (64, 1), (64, 64)):
-        yield appends(servers, FILE, ONE, 1, connections, streams, harness.sized(6_000))
+        yield appends(servers, FILE, ONE, 1, connections, streams, sized(6_000))
     for connections in (1, 64):
-        yield appends(servers, MEMORY, MANY, BATCH, connections, 1, harness.sized(1_500))
-    for posts, body, how in ((MESSAGES // BATCH, MANY, "in hundreds"), (20_000, ONE, "singly")):
+        yield appends(servers, MEMORY, MANY, BATCH, connections, 1, sized(1_500))
+    for posts, body, how in ((MESSAGES // BATCH, MANY, "in hundreds"), (SINGLY, ONE, "singly")):
         yield catching_up(servers, posts, body, how)
     yield tails(servers)
 
@@ -168,7 +191,7 @@ def catching_up(servers: Mapping[str, Server], posts: int, body: bytes, how: str
 
 
 def tails(servers: Mapping[str, Server]) -> Workload:
-    reads = harness.sized(3_000)
+    reads = sized(3_000)
     paths = {name: server.load.filled(ONE, 1) for name, server in servers.items()}
     return Workload(
         "GET at the tail, 64 connections",
@@ -190,25 +213,64 @@ def fan_out(servers: Mapping[str, Server]) -> harness.Waits:
     return harness.wait(Waiting("append to 50 readers of events", runs, goal=1.0), ROUNDS)
 
 
-def print_processor_time(servers: Mapping[str, Server]) -> None:
+def processor_time(servers: Mapping[str, Server]) -> None:
     """What a request costs each server's process: that hardly depends on what else there is."""
+    paths = {name: server.load.filled(ONE, 1) for name, server in servers.items()}
+    costs: dict[str, dict[str, list[float]]] = {}
+    for _ in range(1 if QUICK else 3):
+        for name, server in servers.items():
+            for what, requests, run in asked(server.load, paths[name], name == FILE):
+                before = server.cpu()
+                run()
+                microseconds = (server.cpu() - before) / requests * 1_000_000
+                costs.setdefault(what, {}).setdefault(name, []).append(microseconds)
     print("\nMicroseconds of processor time a request\n")
-    rows = [["", "POST of one", f"POST of {BATCH}", "GET at the tail"]]
+    rows = [[name, *(f"{median(costs[what][name]):,.0f}" for what in costs)] for name in servers]
+    harness.print_table([["", *costs], *rows])
+    for what, found in costs.items():
+        own, theirs = found[SQLITE], found.get(MEMORY, found[POSTGRES])
+        emit(
+            spread(
+                f"{what}, processor time",
+                [one / other for one, other in zip(own, theirs, strict=True)],
+                f"times {MEMORY if MEMORY in found else POSTGRES}",
+                baseline=f"{median(theirs):,.0f} us",
+                ours=f"{median(own):,.0f} us",
+            )
+        )
+
+
+def asked(load: Load, path: str, is_slow: bool) -> Iterator[tuple[str, int, Callable[[], None]]]:
+    """Requests of one kind: what they are, how many, and the run."""
+    reads, posts = sized(3_000), sized(600 if is_slow else 3_000)
+    yield "POST of one, 1 connection", posts, partial(load.appends, 1, 1, ONE, posts)
+    yield "POST of one, 64", posts, partial(load.appends, 64, 1, ONE, posts)
+    yield f"POST of {BATCH}, 64", posts, partial(load.appends, 64, 1, MANY, posts)
+    yield "GET at the tail, 64", reads, partial(load.at_tail, path, 64, reads)
+
+
+def idle_readers(servers: Mapping[str, Server]) -> None:
+    """What readers that wait for events cost each server: memory, and no thread each."""
+    rows = [["", "KiB a reader", "threads"]]
     for name, server in servers.items():
-        posts = 200 if name == FILE else 2_000
-        path = server.load.filled(ONE, 1)
-        asked: list[tuple[int, Callable[[], None]]] = [
-            (posts, partial(server.load.appends, 64, 1, ONE, posts)),
-            (posts, partial(server.load.appends, 64, 1, MANY, posts)),
-            (2_000, partial(server.load.at_tail, path, 64, 2_000)),
-        ]
-        cells = []
-        for number, run in asked:
-            before = server.cpu()
-            run()
-            cells.append(f"{(server.cpu() - before) / number * 1_000_000:,.0f}")
-        rows.append([name, *cells])
+        before, _ = server.held()
+        with server.load.idle(IDLE):
+            after, threads = server.held()
+        rows.append([name, f"{(after - before) * 1024 / IDLE:,.1f}", str(threads)])
+        if name in (SQLITE, POSTGRES):
+            what = f"{name}: {IDLE:,} idle readers of events"
+            more = after - before
+            emit(
+                Row(what, more, more, more, "MiB more"),
+                Row(what, threads, threads, threads, "threads in all", goal=32, at_most=True),
+            )
+    print(f"\n{IDLE:,} idle readers of events\n")
     harness.print_table(rows)
+
+
+def sized(requests: int) -> int:
+    """How many requests are made: a tenth when in a hurry."""
+    return requests // 10 if QUICK else requests
 
 
 if __name__ == "__main__":

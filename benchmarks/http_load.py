@@ -129,10 +129,15 @@ class Load:
 
         async def run() -> str:
             path = await self._created()
-            with self._closing(await self._connect(1)) as (connection,):
-                for _ in range(posts):
+            left = iter(range(posts))
+
+            async def fill(connection: Connection) -> None:
+                for _ in left:
                     answer = await connection.ask(request("POST", path, body))
                     assert answer.status == 204, answer
+
+            with self._closing(await self._connect(min(posts, 16))) as opened:
+                await asyncio.gather(*map(fill, opened))
             return path
 
         return self._runner.run(run())
@@ -202,6 +207,29 @@ class Load:
 
         return self._runner.run(run())
 
+    @contextmanager
+    def idle(self, readers: int) -> Iterator[None]:
+        """So many readers of events at the end of a stream, for as long as the block lasts."""
+
+        async def run() -> list[Connection]:
+            path = await self._created()
+            opened: list[Connection] = []
+            while len(opened) < readers:  # fewer at once than a server lets wait
+                more = await self._connect(min(100, readers - len(opened)))
+                heard = [asyncio.Event() for _ in more]
+                for connection, event in zip(more, heard, strict=True):
+                    connection.heard = _until(b"event: control", event)
+                    url = f"{path}?offset=-1&live=sse"
+                    connection._transport.write(request("GET", url))
+                async with asyncio.timeout(30):
+                    await asyncio.gather(*(event.wait() for event in heard))
+                opened += more
+            return opened
+
+        with self._closing(self._runner.run(run())):
+            yield
+        self._runner.run(asyncio.sleep(0.1))  # for the server to see them go
+
     # --- parts ---------------------------------------------------------------------------------
 
     async def _created(self) -> str:
@@ -243,5 +271,18 @@ def _listener(
                 waits.append((now - begun[number]) * 1000)
         if len(waits) == total:
             done.set()
+
+    return hear
+
+
+def _until(mark: bytes, event: asyncio.Event) -> Callable[[bytes], None]:
+    """What sets an event when something has come."""
+    heard = b""
+
+    def hear(data: bytes) -> None:
+        nonlocal heard
+        heard += data
+        if mark in heard:
+            event.set()
 
     return hear
