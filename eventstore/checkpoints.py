@@ -14,7 +14,7 @@ from eventstore.errors import CheckpointAheadError, InvalidArgumentError
 from eventstore.log.base import DELETED, Bounds, Log, Wanted
 from eventstore.numbers import LARGEST, check_whole
 
-_WRITTEN: Final = re.compile(r"([1-9][0-9]{0,18}):([0-9a-f]{32})", re.ASCII)
+_WRITTEN: Final = re.compile(r"(0|[1-9][0-9]{0,18})(?::([0-9a-f]{32}))?", re.ASCII)
 _DELETIONS: Final = Wanted(types=(DELETED,))
 
 
@@ -36,9 +36,7 @@ def mark(after: int | str) -> Mark:
     if isinstance(after, str):
         written = _WRITTEN.fullmatch(after)
         if written is not None and int(written[1]) <= LARGEST:
-            return Mark(int(written[1]), bytes.fromhex(written[2]))
-        if after == "0":
-            return Mark(0)
+            return Mark(int(written[1]), bytes.fromhex(written[2]) if written[2] else None)
         raise InvalidArgumentError("after", after, "this text is not a checkpoint")
     if check_whole("after", after) < 0:
         raise InvalidArgumentError("after", after, "positions are whole numbers from 0")

@@ -28,8 +28,6 @@ def check_followers(log: Log) -> Iterator[Finding]:
     query = select(followers).order_by(_c.name, _c.shard)
     with reading(log.engine) as connection:
         found = connection.execute(query).all()
-        inspector = inspect(connection)
-        there = set(inspector.get_table_names())
     rows = [Checkpoint(*row) for row in found]
     for row in rows:
         try:
@@ -38,10 +36,10 @@ def check_followers(log: Log) -> Iterator[Finding]:
             text = f"the checkpoint of {row.name!r}, shard {row.shard}: {error}"
             yield Finding("checkpoint", text, follower=row.name, position=row.position)
     for name, shards in groupby(rows, lambda row: row.name):
-        yield from _shards(name, [row for row in shards if row.shard != REBUILD], there)
+        yield from _shards(log, name, [row for row in shards if row.shard != REBUILD])
 
 
-def _shards(name: str, rows: Sequence[Checkpoint], there: set[str]) -> Iterator[Finding]:
+def _shards(log: Log, name: str, rows: Sequence[Checkpoint]) -> Iterator[Finding]:
     if not rows:
         yield Finding("follower", f"{name!r} has a rebuild and no shards", follower=name)
         return
@@ -57,7 +55,9 @@ def _shards(name: str, rows: Sequence[Checkpoint], there: set[str]) -> Iterator[
     except (ValueError, TypeError):
         yield Finding("follower", f"{name!r} has no list of its tables", follower=name)
         return
-    lost = [table for table in tables if table not in there]
+    with reading(log.engine) as connection:
+        inspector = inspect(connection)
+        lost = [table for table in tables if not inspector.has_table(table)]
     if lost:
         text = f"{name!r} has no table {', '.join(lost)} any more: rebuild it"
         yield Finding("follower", text, follower=name)

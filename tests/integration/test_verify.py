@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import threading
 import tracemalloc
 from collections.abc import Callable, Iterator
@@ -455,6 +456,22 @@ def test_what_cannot_be_looked_at_has_a_status_of_its_own(
     assert main(["verify", url, "--import", "no_such_module_at_all"]) == 2
     assert main(["verify", url, url]) == 2
     assert "Traceback" not in capsys.readouterr().err
+
+
+def test_on_a_terminal_progress_is_drawn_beside_the_findings(
+    url: str,
+    sound: Callable[[], EventStore],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pytest.importorskip("rich")
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    assert main(["verify", url]) == 0
+    captured = capsys.readouterr()
+    assert captured.out == "all is well\n"
+    assert "streams" in captured.err
+    assert main(["verify", url, "--json"]) == 0
+    assert capsys.readouterr().err == ""
 
 
 def test_findings_carry_nothing_that_a_terminal_would_obey(
