@@ -24,6 +24,7 @@ from sqlalchemy import make_url
 from writing import Writer
 
 from eventstore import EventStore
+from eventstore.errors import LogUnavailableError
 
 THINGS = int(os.environ.get("EVENTSTORE_HISTORY", "120"))
 STREAMS = ["story/1", "story/2", "story/3"]
@@ -43,9 +44,15 @@ def test_clients_at_the_same_time_are_told_one_story(
 def test_and_so_are_those_whose_connections_are_cut(
     proxied_url: str, postgres_url: str, tmp_path: Path
 ) -> None:
-    with EventStore(proxied_url) as one, EventStore(postgres_url) as other:
+    with _opened(proxied_url) as one, EventStore(postgres_url) as other:
         _compared([one, one, other], other, tmp_path)
     assert faults_of(tmp_path / "faults").total()
+
+
+def _opened(url: str) -> EventStore:
+    while True:
+        with contextlib.suppress(LogUnavailableError):
+            return EventStore(url)
 
 
 def _compared(stores: list[EventStore], reader: EventStore, folder: Path) -> None:
