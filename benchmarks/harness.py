@@ -49,7 +49,7 @@ from sqlalchemy import make_url
 __all__ = ["Curve", "Note", "Peer", "Row", "emit", "note", "spread"]  # beside what is below
 
 QUICK: Final = os.environ.get("QUICK", "") not in ("", "0")
-ROUNDS: Final = 3 if QUICK else 25
+ROUNDS: Final = 3 if QUICK else 15
 
 #: One run: a fixed number of operations.
 Run = Callable[[], object]

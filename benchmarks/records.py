@@ -60,7 +60,17 @@ class Note(msgspec.Struct, tag=True):
     text: str
 
 
-Record = Row | Curve | Note
+class Ran(msgspec.Struct, tag=True):
+    """When and how a file of benchmarks was run."""
+
+    date: str
+    minutes: float
+    quick: bool
+    failed: bool
+    with_: str
+
+
+Record = Row | Curve | Note | Ran
 
 
 def emit(*records: Record) -> None:

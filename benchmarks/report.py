@@ -1,9 +1,10 @@
-"""Runs every benchmark and writes what they found to docs/benchmarks.md, with plots beside it.
+"""Runs the benchmarks and writes what they found to docs/benchmarks.md, with plots beside it.
 
 python benchmarks/report.py [NAME ...]     # QUICK=1 for a first look; all files by default
 
-Only what stands between the two marks of the page is written anew; the rest is by hand. With names
-it prints the table and leaves the page alone.
+What each file found is kept in docs/benchmarks/NAME.jsonl, so that one can be run again by itself:
+the page shows the last run of each. Only what stands between the two marks of the page is written
+anew; the rest is by hand.
 """
 
 from __future__ import annotations
@@ -12,15 +13,16 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Final
 
 import harness
+import msgspec
 from plots import draw
-from records import Curve, Note, Peer, Record, Row, collected
+from records import Curve, Note, Peer, Ran, Record, Row, collected
 
 #: The benchmarks, in the order of the table: each is a file beside this one.
 FILES: Final = (
@@ -38,7 +40,7 @@ FILES: Final = (
 
 HERE: Final = Path(__file__).parent
 PAGE: Final = HERE.parent / "docs" / "benchmarks.md"
-PLOTS: Final = PAGE.parent / "benchmarks"
+FOUND: Final = PAGE.parent / "benchmarks"
 MARKS: Final = ("<!-- measured: from here -->\n", "<!-- measured: to here -->\n")
 COLUMNS: Final = (
     "workload",
@@ -55,63 +57,77 @@ _TITLES: Final = {"async_": "asyncio", "http_": "HTTP"}
 
 def main(names: Sequence[str]) -> int:
     """Run them; 1 if one of them failed."""
-    failed = []
-    sections: list[tuple[str, list[Record]]] = []
+    failed = False
+    FOUND.mkdir(exist_ok=True)
+    there = [name for name in FILES if (HERE / f"{name}.py").exists()]
+    with harness.server() as url:
+        for name in names or there:
+            failed |= run(name, url)
+    write()
+    return failed
+
+
+def run(name: str, url: str) -> bool:
+    """Run one, and keep what it found; whether it failed."""
+    print(f"\n=== {name}", flush=True)
+    path = FOUND / f"{name}.jsonl"
+    path.write_bytes(b"")
     started = time.monotonic()
-    with harness.folder() as folder, harness.server() as url:
-        for name in names or [name for name in FILES if (HERE / f"{name}.py").exists()]:
-            path = folder / f"{name}.jsonl"
-            path.touch()
-            environment = os.environ | {"BENCH_RECORDS": str(path), "EVENTSTORE_TEST_POSTGRES": url}
-            print(f"\n=== {name}", flush=True)
-            run = subprocess.run([sys.executable, str(HERE / f"{name}.py")], env=environment)
-            sections.append((name, collected(path)))
-            if run.returncode:
-                failed.append(name)
-    minutes = (time.monotonic() - started) / 60
-    text = "\n".join(measured(sections, failed, minutes))
-    if names:
-        print(f"\n{text}")
-    else:
-        write(text, [r for _, records in sections for r in records if isinstance(r, Curve)])
-    return bool(failed)
+    environment = os.environ | {"BENCH_RECORDS": str(path), "EVENTSTORE_TEST_POSTGRES": url}
+    code = subprocess.run([sys.executable, str(HERE / f"{name}.py")], env=environment).returncode
+    ran = Ran(
+        date=f"{datetime.now(UTC):%Y-%m-%d %H:%M}",
+        minutes=(time.monotonic() - started) / 60,
+        quick=harness.QUICK,
+        failed=code != 0,
+        with_=versions(),
+    )
+    with path.open("ab") as file:
+        file.write(msgspec.json.encode(ran) + b"\n")
+    return ran.failed
 
 
-def write(text: str, curves: list[Curve]) -> None:
-    """Put the text between the marks of the page, and the plots beside it."""
+def write() -> None:
+    """Put all that was found between the marks of the page, and the plots beside it."""
+    paths = [FOUND / f"{name}.jsonl" for name in FILES]
+    found = {path.stem: collected(path) for path in paths if path.exists()}
+    text = "\n".join(measured(found))
     before, _, rest = PAGE.read_text().partition(MARKS[0])
     after = rest.partition(MARKS[1])[2]
     PAGE.write_text(f"{before}{MARKS[0]}\n{text}\n{MARKS[1]}{after}")
-    draw(curves, PLOTS)
+    draw([r for records in found.values() for r in records if isinstance(r, Curve)], FOUND)
     print(f"\nwritten: {PAGE.relative_to(HERE.parent)}")
 
 
 # --- the page ----------------------------------------------------------------------------------
 
 
-def measured(
-    sections: list[tuple[str, list[Record]]], failed: list[str], minutes: float
-) -> Iterator[str]:
+def measured(found: Mapping[str, list[Record]]) -> Iterator[str]:
     """The lines of what was measured."""
-    records = [record for _, found in sections for record in found]
-    how = "QUICK=1, so a first look only" if harness.QUICK else "medians, with the rounds' spread"
-    yield f"Run on {datetime.now(UTC):%Y-%m-%d} in {minutes:.0f} minutes: {how}."
-    yield ""
-    for text in dict.fromkeys([versions(), *(r.text for r in records if isinstance(r, Note))]):
+    records = [record for records in found.values() for record in records]
+    notes = [r.text for r in records if isinstance(r, Note)]
+    notes += [r.with_ for r in records if isinstance(r, Ran)]
+    for text in dict.fromkeys(notes):
         yield f"- {text}"
-    for name in failed:
-        yield f"- **{name}.py failed**: rows of it may be missing."
-    for name, found in sections:
-        rows = [record for record in found if isinstance(record, Row)]
+    for name, records in found.items():
+        rows = [record for record in records if isinstance(record, Row)]
         if rows:
             yield f"\n### {_TITLES.get(name, name.capitalize())}\n"
+            yield f"{_how(records[-1])}\n"
             yield f"| {' | '.join(COLUMNS)} |"
             yield "|---" * len(COLUMNS) + "|"
             for row in rows:
                 yield f"| {' | '.join(cells(row))} |"
-    plots = dict.fromkeys(record.plot for record in records if isinstance(record, Curve))
-    for plot in plots:
-        yield f"\n![{plot}](benchmarks/{plot}.svg)"
+        for plot in dict.fromkeys(r.plot for r in records if isinstance(r, Curve)):
+            yield f"\n![{plot}](benchmarks/{plot}.svg)"
+
+
+def _how(ran: Record) -> str:
+    if not isinstance(ran, Ran):
+        return "Not run to its end."
+    how = ", QUICK=1: a first look only" if ran.quick else ""
+    failed = " **It failed, so rows may be missing.**" if ran.failed else ""
+    return f"Run at {ran.date} UTC in {ran.minutes:.1f} minutes{how}.{failed}"
 
 
 def cells(row: Row) -> list[str]:
@@ -156,7 +172,7 @@ def versions() -> str:
     """What the figures were made with."""
     packages = ("sqlalchemy", "msgspec", "psycopg", "asyncpg", "eventsourcing", "umadb")
     found = [f"{name} {at}" for name in packages if (at := _version(name))]
-    return f"{harness.machine()}; {', '.join(found)}"
+    return f"{harness.machine().partition(';')[0]}; {', '.join(found)}"
 
 
 def _version(package: str) -> str | None:
