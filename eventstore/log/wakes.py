@@ -232,6 +232,18 @@ class Wakes:
         connection.execute(delete(links).where(one, ~_l.matched))
         connection.execute(update(links).where(one).values(explicit=False))
 
+    def gone(self, limit: int) -> list[tuple[str, str]]:
+        """Links by a pattern to streams that there are no more, as (subscription, path)."""
+        query = _linked.where(~_l.explicit, _tail == -1).limit(limit)
+        return [(row[0], row[1]) for row in self._rows(query, now=moments.now())]
+
+    def drop(self, connection: Connection, gone: Iterable[tuple[str, str]]) -> None:
+        """Remove links by a pattern."""
+        statement = delete(links).where(
+            _l.subscription == bindparam("_id"), _l.path == bindparam("_path"), ~_l.explicit
+        )
+        connection.execute(statement, [{"_id": id, "_path": path} for id, path in gone])
+
     def links(self, id: str, limit: int) -> list[Link]:
         """The streams of a subscription, by path."""
         query = _linked.where(_l.subscription == id).order_by(_l.path).limit(limit)

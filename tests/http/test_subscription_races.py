@@ -193,7 +193,7 @@ def test_news_that_were_never_heard_are_found(store: EventStore) -> None:
     ledger.acknowledge("s", fence_of(claimed), {"jobs/1": (0, 2)}, done=False, is_pull=True)
     ledger.acknowledge("s", fence_of(claimed), {"jobs/2": (0, 1)}, done=True, is_pull=True)
     append(store, "jobs/2")
-    ledger.recheck()
+    ledger.recheck(interests)
     (delivery,) = ledger.take(8)
     assert [link.path for link in ledger.contents(delivery)] == ["jobs/2"]
 
@@ -208,6 +208,31 @@ def test_a_wake_whose_stream_is_gone_is_withdrawn(store: EventStore) -> None:
     assert ledger.contents(delivery) == []
     found = ledger.find("s")
     assert (found.phase, found.due_at, found.generation) == (Phase.IDLE, None, 1)
+
+
+def test_links_to_streams_that_are_gone_do_not_pile_up(
+    store: EventStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ledger = Ledger(store.log)
+    append(store, "jobs/1")
+    append(store, "jobs/2")
+    subscribed(ledger)
+    ledger.add_streams("s", ["jobs/2", "jobs/3"])
+    store.delete_stream("jobs/1")
+    store.delete_stream("jobs/2")
+    interests = ledger.interests()
+    ledger.recheck(interests)
+    assert [link.path for link in ledger.wakes.links("s", 9)] == ["jobs/2", "jobs/3"]
+    # One that is made anew in between is not lost.
+    append(store, "jobs/4")
+    monkeypatch.setattr(ledger.wakes, "gone", lambda _: [("s", "jobs/4")])
+    ledger.notice(["jobs/4"], interests)
+    ledger.recheck(interests)
+    found, links = ledger.claim("s", "w")
+    assert [(link.path, link.acked, link.tail) for link in links] == [("jobs/4", 0, 1)]
+    # Who has worked on what is gone by now is not to blame.
+    acks = {"jobs/4": (0, 1), "jobs/1": (0, 1)}
+    assert not ledger.acknowledge("s", fence_of(found), acks, done=True, is_pull=True)
 
 
 def test_many_streams_are_told_of_bit_by_bit(store: EventStore) -> None:

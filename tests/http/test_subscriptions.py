@@ -423,7 +423,7 @@ def test_workers_race_for_a_wake_and_one_has_it(store: EventStore) -> None:
         assert (await ack(client, "s", given, {"jobs/1": two}, done=False)).status == 200
         assert (await ack(client, "s", given, {"jobs/1": FIRST}, done=False)).status == 200
         assert await links(client, "s") == {"jobs/1": ("glob", two)}
-        for stream, offset in (("jobs/1", FIRST[:-1] + "3"), ("jobs/2", START)):
+        for stream, offset in (("jobs/1", FIRST[:-1] + "3"), ("others/2", START)):
             beyond = await ack(client, "s", given, {"jobs/1": two, stream: offset}, done=True)
             assert code(beyond) == (409, "INVALID_OFFSET")
         ended = await ack(client, "s", given, {}, done=True)

@@ -203,10 +203,17 @@ class Ledger:
         """Anything may have moved."""
         for id, glob in interests.globs.items():
             self._discover(id, glob, partial(interests.matches, glob))
-        self.recheck()
+        self.recheck(interests)
 
-    def recheck(self) -> None:
+    def recheck(self, interests: Interests) -> None:
         """Wake who has something pending, whatever was heard. New streams are not looked for."""
+        gone = self.wakes.gone(PAGE)
+        if gone:
+            # Or the links to streams that come and go would be ever more.
+            with self.wakes.transaction() as connection:
+                self.wakes.drop(connection, sorted(gone))
+            # Those that were made anew meanwhile are linked again.
+            self.notice({path for _, path in gone}, interests)
         for id in self.wakes.waking():
             self.wake(id)
 
@@ -370,7 +377,7 @@ class Ledger:
             now = self.wakes.now(connection)
             wake = state.acknowledged(wake_of(found), fence, now, found.lease_ttl, done=done)
             links = self.wakes.links_of(id, acks, connection)
-            _check_places(acks, links)
+            _check_places(acks, links, None if found.pattern is None else Glob(found.pattern))
             self.wakes.acknowledge(connection, id, acks)
             self._put(connection, found, wake)
         return self.settle(id) if done else False
@@ -452,12 +459,16 @@ def _other(id: str) -> Refused:
     )
 
 
-def _check_places(places: Places, links: Mapping[str, Link]) -> None:
-    """Raise Refused (409) unless there are messages up to all of these."""
+def _check_places(places: Places, links: Mapping[str, Link], glob: Glob | None) -> None:
+    """Raise Refused (409) unless there are messages up to all of these.
+
+    A stream may be gone since its worker was told of it, and its link too: that is no mistake.
+    """
     for path, place in places.items():
         link = links.get(path)
         if link is None:
+            if glob is not None and glob.matches(path):
+                continue
             raise Refused(409, "INVALID_OFFSET", f"{path!r} is no stream of the subscription")
-        # Of a stream that is gone meanwhile, nothing is to be known.
         if link.tail >= 0 and place > (link.tail_incarnation, link.tail):
             raise Refused(409, "INVALID_OFFSET", f"{path!r} has no such offset yet")

@@ -176,7 +176,7 @@ class Waker:
         elif moved:
             self._ledger.notice(moved, self._interests)
         if recheck and not anything:
-            self._ledger.recheck()
+            self._ledger.recheck(self._interests)
         due = self._ledger.take(free) if free else []
         left = self._ledger.wakes.next_due()
         return due, _SELDOM if left is None else min(left / 1_000_000, _SELDOM)
