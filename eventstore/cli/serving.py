@@ -18,6 +18,27 @@ if TYPE_CHECKING:
     from eventstore.http import Authorize, DurableStreams, Limits
 
 
+#: Options that describe what `--app` brings.
+_OF_APPLICATION = (
+    "token_file",
+    "authorize",
+    "allow_anyone",
+    "origin",
+    "public_cache",
+    "writable",
+    "base_url",
+    "long_poll_timeout",
+    "migrate",
+    "max_body",
+    "body_timeout",
+    "max_unread",
+    "requests_per_second",
+    "burst",
+    "max_readers",
+    "max_readers_per_client",
+)
+
+
 def add_to(subparsers: Any) -> None:
     """Add the command."""
     parser = subparsers.add_parser(
@@ -63,9 +84,7 @@ def _add_application(parser: argparse.ArgumentParser) -> None:
         default=[],
         help="an aggregate to whose streams events may be posted (repeatable)",
     )
-    group.add_argument(
-        "--long-poll-timeout", type=_seconds, default=20.0, metavar="SECONDS", help="(20)"
-    )
+    group.add_argument("--long-poll-timeout", type=_seconds, metavar="SECONDS", help="(20)")
     group.add_argument(
         "--base-url", help="what clients have in front of /v1/stream: https://shop.example"
     )
@@ -87,7 +106,6 @@ def _add_access(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--origin",
-        dest="origins",
         metavar="ORIGIN",
         action="append",
         default=[],
@@ -170,6 +188,7 @@ def application(options: argparse.Namespace, stack: contextlib.ExitStack) -> Dur
     from eventstore.http import DurableStreams
 
     if options.app is not None:
+        _refuse_beside_app(options)
         app = _named(options.app)
         if callable(app) and not isinstance(app, DurableStreams):
             app = app()
@@ -179,6 +198,8 @@ def application(options: argparse.Namespace, stack: contextlib.ExitStack) -> Dur
         return app
     if not options.url:
         raise EventStoreError("say which database: its URL, or the variable EVENTSTORE_URL")
+    if options.public_cache and not options.allow_anyone:
+        raise EventStoreError("--public-cache needs --allow-anyone: caches ask no hook")
     writable = [_aggregate(name) for name in options.writable]
     authorize = _authorize(options)
     store = stack.enter_context(EventStore(options.url, migrate=True if options.migrate else None))
@@ -187,12 +208,20 @@ def application(options: argparse.Namespace, stack: contextlib.ExitStack) -> Dur
         store,
         authorize=authorize,
         writable=writable,
-        long_poll_timeout=options.long_poll_timeout,
+        long_poll_timeout=options.long_poll_timeout or 20.0,
         limits=_limits(options),
-        origins=options.origins or ["*"],
+        origins=options.origin or ["*"],
         is_public=options.public_cache,
         base_url=options.base_url,
     )
+
+
+def _refuse_beside_app(options: argparse.Namespace) -> None:
+    """Raise EventStoreError for what an application would not be asked about: its access, say."""
+    for name in _OF_APPLICATION:
+        if getattr(options, name):
+            option = name.replace("_", "-")
+            raise EventStoreError(f"--app brings its own: leave out --{option}, or give it there")
 
 
 def _check_tables(store: EventStore) -> None:

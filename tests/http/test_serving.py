@@ -326,6 +326,9 @@ def test_a_stream_of_an_imported_aggregate_is_read_only(sqlite_url: str, call: C
         (["sqlite://", "--tls-key", "none"], "certificate"),
         (["sqlite://", "--host", "192.0.2.1"], "192.0.2.1"),
         (["--app", "serving_shop:nothing"], "DurableStreams"),
+        (["--app", "serving_shop:make", "--token-file", "none"], "--token-file"),
+        (["--app", "serving_shop:make", "--max-body", "7"], "--max-body"),
+        (["sqlite://", "--public-cache"], "--allow-anyone"),
         ([], "EVENTSTORE_URL"),
     ],
 )
