@@ -20,8 +20,9 @@ from eventstore.verification.findings import Finding, Report, Tally, Walked
 from eventstore.verification.reading import PAGE, snapshot
 
 _s, _e = streams.c, events.c
-#: Type names that the library keeps for itself; what it writes under them need not be JSON.
+#: Type names that the library keeps for itself have no class. These are of bytes of any kind.
 _OWN: Final = "$"
+_BYTES: Final = "$bytes"
 _LAST: Final = 2**63 - 1
 
 
@@ -236,11 +237,12 @@ class Payloads:
         if stored is None:
             self._count(entry, "type", f"no type has the id {key} that events name", error=True)
             return None
-        if decode is None:
-            self._count(entry, *self._why_not(stored), error=False)
-            decode = msgspec.json.decode
-        if stored.name.startswith(_OWN):
+        if stored.name == _BYTES:
             return None
+        if decode is None:
+            if not stored.name.startswith(_OWN):
+                self._count(entry, *self._why_not(stored), error=False)
+            decode = msgspec.json.decode
         try:
             decode(entry.data)
         except (msgspec.MsgspecError, CorruptEventError, ValueError, RecursionError) as error:

@@ -24,6 +24,8 @@ from eventstore import (
     on,
 )
 from eventstore.cli import main
+from eventstore.log.base import EventType, NewEvent
+from eventstore.log.base import Write as LogWrite
 from eventstore.log.tables import (
     events,
     folds,
@@ -367,6 +369,20 @@ def test_what_is_not_known_here_is_noted_and_still_has_to_be_json(store: EventSt
     assert {note.kind for note in notes} == {"unknown", "uncompared"}
     assert len(notes) == 2
     assert found(store) >= {("payload", "verify-box/a", 2)}
+
+
+@on_sqlite
+def test_messages_that_came_over_http_are_json_or_bytes_of_any_kind(store: EventStore) -> None:
+    def write(name: str, data: bytes) -> None:
+        store.log.append([LogWrite("web/1", [NewEvent(EventType(name, 1), data, bytes(16))])])
+
+    write("$json", b'[1, "x"]')
+    write("$batch", b"[{}, 2]")
+    write("$bytes", b"\xff\x00{")
+    assert list(verify(store)) == []
+    write("$json", b"{")
+    write("$batch", b"\xff")
+    assert found(store) == {("payload", "web/1", 4), ("payload", "web/1", 5)}
 
 
 def test_writers_and_deletions_meanwhile_are_no_errors(
