@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import sys
 import tempfile
 import time
 import uuid
@@ -17,6 +18,10 @@ import pytest
 from sqlalchemy import URL, make_url
 
 from eventstore import schema
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from reusing import Databases
 
 NO_PGBOUNCER = (
     "PgBouncer is not installed, so nothing was tried behind it: apt-get install pgbouncer"
@@ -77,10 +82,19 @@ def _database(server: URL, template: str) -> Iterator[str]:
         connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
 
 
+@pytest.fixture(scope="session")
+def _databases(postgres_server: URL, _template: str) -> Iterator[Databases]:
+    with _administer(postgres_server) as connection:
+        databases = Databases(postgres_server, _template, connection)
+        yield databases
+        databases.close()
+
+
 @pytest.fixture
-def postgres_url(postgres_server: URL, _template: str) -> Iterator[str]:
-    """A fresh database with our tables."""
-    yield from _database(postgres_server, _template)
+def postgres_url(_databases: Databases) -> Iterator[str]:
+    """A database with our tables, as if fresh."""
+    with _databases.one() as url:
+        yield url
 
 
 @pytest.fixture(scope="module")
