@@ -96,8 +96,8 @@ class Committer:
         attempt = 1
         while True:
             try:
-                with self._log.transaction() as connection:
-                    unit = Unit(self._log, self._resources, connection, moments.now())
+                with self._log.work() as work:
+                    unit = Unit(self._log, self._resources, work, moments.now())
                     answers: list[Answer | Problem | EventStoreError] = [*unit.run(commands)]
                 return answers, unit.moved
             except (Interfered, LogLockedError) as error:

@@ -9,8 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from sqlalchemy import Connection
-
 from eventstore.errors import StreamDeletedError, WrongExpectedVersionError
 from eventstore.http.commands import Append, Command, Create, Delete, Source, Touch
 from eventstore.http.deciding import Repeated, decide
@@ -20,6 +18,7 @@ from eventstore.http.problems import Problem
 from eventstore.http.responses import Answer
 from eventstore.log.base import NO_STREAM, Bounds, Log, NewEvent, Write
 from eventstore.log.resources import ERASED, KEPT, PRESENT, Producer, Resource, Resources
+from eventstore.log.work import Work
 
 _SECOND = 1_000_000
 
@@ -71,10 +70,10 @@ class _Stream:
 class Unit:
     """The commands of one transaction."""
 
-    def __init__(self, log: Log, resources: Resources, connection: Connection, now: int) -> None:
+    def __init__(self, log: Log, resources: Resources, work: Work, now: int) -> None:
         self._log = log
         self._resources = resources
-        self._connection = connection
+        self._work = work
         self._now = now
         self._streams: dict[str, _Stream] = {}
         self._looked_up: set[str] = set()
@@ -92,7 +91,7 @@ class Unit:
             if isinstance(command, Append) and command.producer is not None
         }
         if keys:
-            self._producers = self._resources.producers(self._connection, keys)
+            self._producers = self._resources.producers(self._work, keys)
         answers = [self._answer(command) for command in commands]
         self._flush()
         return answers
@@ -117,7 +116,7 @@ class Unit:
 
     def _look_up(self, paths: set[str]) -> None:
         self._looked_up |= paths
-        for path, found in self._resources.lock(self._connection, paths).items():
+        for path, found in self._resources.lock(self._work, paths).items():
             self._streams[path] = _Stream(*found)
 
     def _stream(self, path: str) -> _Stream | None:
@@ -141,14 +140,14 @@ class Unit:
         return stream
 
     def _is_of_application(self, path: str) -> bool:
-        head = self._log.stream(path, connection=self._connection)
+        head = self._log.stream(path, connection=self._work)
         return head is not None and head.version > 0 and not head.deleted
 
     def _adopt(self, path: str) -> _Stream:
         """Take a stream that the application writes for one that is written over HTTP as well."""
         stream = self._stream(path)
         if stream is None:
-            head = self._log.stream(path, connection=self._connection)
+            head = self._log.stream(path, connection=self._work)
             if head is None or not head.version or head.deleted:
                 raise not_found(path)
             stream = _Stream(of_application(path)._replace(created_at=self._now), head.version)
@@ -246,7 +245,7 @@ class Unit:
         """A log stream that never was: the path itself, if it is made for the first time."""
         # A backslash, since no path may have one: that stream has no second URL.
         name = f"{path}\\{incarnation + 1}" if incarnation else path
-        while self._log.stream(name, connection=self._connection) is not None:
+        while self._log.stream(name, connection=self._work) is not None:
             incarnation += 1
             name = f"{path}\\{incarnation + 1}"
         return name
@@ -273,7 +272,7 @@ class Unit:
         )
         own = events_of(command.body, origin.media)
         if version:
-            self._log.fork(log_stream, version, stream.resource.stream, connection=self._connection)
+            self._log.fork(log_stream, version, stream.resource.stream, connection=self._work)
             stream.version = version
         stream.add(part)
         stream.add(own)
@@ -287,7 +286,7 @@ class Unit:
         if origin is not None and origin.resource.gone == KEPT:
             raise Problem(409, f"the source {path!r} was deleted")
         if origin is None:
-            head = self._log.stream(path, connection=self._connection)
+            head = self._log.stream(path, connection=self._work)
             if head is None or not head.version or head.deleted:
                 raise not_found(path)
             return _Stream(of_application(path), head.version), path
@@ -309,16 +308,14 @@ class Unit:
             raise Problem(400, "Stream-Fork-Offset is not an offset of the source")
         left = source.sub
         while left:
-            rows = self._log.read(
-                log_stream, version, Bounds(), limit=1, connection=self._connection
-            )
+            rows = self._log.read(log_stream, version, Bounds(), limit=1, connection=self._work)
             if not rows:
                 raise Problem(400, "Stream-Fork-Sub-Offset is past the end of the source")
             if origin.media != JSON:
                 if left > len(rows[0].data):
                     raise Problem(400, "Stream-Fork-Sub-Offset is past the next boundary")
                 return version, events_of(rows[0].data[:left], origin.media)
-            stored = self._log.event_type(rows[0].type, self._connection)
+            stored = self._log.event_type(rows[0].type, self._work)
             messages = messages_of(rows[0].data, stored)
             if left < len(messages):
                 return version, batch(messages[:left])
@@ -341,10 +338,10 @@ class Unit:
         """Erase a stream's messages; its path stays taken while there are forks of it."""
         self._flush()
         path = stream.resource.path
-        kept = self._resources.has_forks(self._connection, path)
+        kept = self._resources.has_forks(self._work, path)
         if stream.version:
-            self._log.delete(stream.resource.stream, connection=self._connection)
-        self._resources.forget_producers(self._connection, path)
+            self._log.delete(stream.resource.stream, connection=self._work)
+        self._resources.forget_producers(self._work, path)
         for key in [key for key in self._producers if key[0] == path]:
             del self._producers[key]
         stream.become(stream.resource._replace(gone=KEPT if kept else ERASED, due_at=None))
@@ -359,7 +356,7 @@ class Unit:
             stream = self._stream(source)
             if stream is None or stream.resource.gone != KEPT:
                 return
-            if self._resources.has_forks(self._connection, source):
+            if self._resources.has_forks(self._work, source):
                 return
             stream.become(stream.resource._replace(gone=ERASED))
             self._flush()
@@ -370,11 +367,11 @@ class Unit:
     def _flush(self) -> None:
         """Write what has changed."""
         new = [s.resource for s in self._streams.values() if s.is_new]
-        if new and not self._resources.add(self._connection, new):
+        if new and not self._resources.add(self._work, new):
             raise Interfered
         changed = [s.resource for s in self._streams.values() if s.is_changed and not s.is_new]
         if changed:
-            self._resources.put(self._connection, changed)
+            self._resources.put(self._work, changed)
         writes = []
         for stream in self._streams.values():
             stream.is_new = stream.is_changed = False
@@ -386,14 +383,14 @@ class Unit:
                 stream.events = []
         if writes:
             try:
-                self._log.append(writes, connection=self._connection)
+                self._log.append(writes, connection=self._work)
             except (WrongExpectedVersionError, StreamDeletedError) as error:
                 # The application writes to the same stream.
                 raise Interfered from error
         if self._new_producers:
             changed_producers = list(self._new_producers.values())
             self._new_producers = {}
-            self._resources.put_producers(self._connection, changed_producers)
+            self._resources.put_producers(self._work, changed_producers)
 
 
 def of_application(path: str) -> Resource:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING, Final, NamedTuple, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol, TypeAlias
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection, Engine
 
+    from eventstore.log.queries import Statement
     from eventstore.log.signal import Signal
+    from eventstore.log.work import Joinable, Work
 
 
 class Expectation(enum.Enum):
@@ -171,7 +173,7 @@ class Log(Protocol):
     """A durable log of streams.
 
     `connection`, where a method takes it, is a caller's connection with its own transaction: the
-    log then works inside it, and never commits or rolls back.
+    log then works inside it, and never commits or rolls back. Some take one of `work` as well.
     """
 
     engine: Engine
@@ -185,7 +187,7 @@ class Log(Protocol):
         *,
         key: str | None = None,
         recorded_at: int | None = None,
-        connection: Connection | None = None,
+        connection: Joinable | None = None,
     ) -> tuple[Receipt, ...]:
         """Append to all the streams or to none; a receipt a write, in their order.
 
@@ -205,7 +207,7 @@ class Log(Protocol):
         """
 
     def delete(
-        self, stream: str, expected: Expected = ANY, *, connection: Connection | None = None
+        self, stream: str, expected: Expected = ANY, *, connection: Joinable | None = None
     ) -> Receipt:
         """Erase a stream's events and snapshots, and append the tombstone, as one.
 
@@ -215,7 +217,7 @@ class Log(Protocol):
         ...
 
     def fork(
-        self, source: str, version: int, target: str, *, connection: Connection | None = None
+        self, source: str, version: int, target: str, *, connection: Joinable | None = None
     ) -> Receipt:
         """Copy the first `version` events of a stream to a new one, as one.
 
@@ -229,7 +231,7 @@ class Log(Protocol):
     def receipts(self, key: str) -> tuple[Receipt, ...] | None:
         """The receipts of the append that had this idempotency key."""
 
-    def event_type(self, key: int, connection: Connection | None = None) -> EventType:
+    def event_type(self, key: int, connection: Joinable | None = None) -> EventType:
         """The type behind the key in a row. A key means the same type for ever."""
         ...
 
@@ -258,7 +260,7 @@ class Log(Protocol):
         limit: int,
         backwards: bool = False,
         types: Iterable[str] | None = None,
-        connection: Connection | None = None,
+        connection: Joinable | None = None,
     ) -> Sequence[Row]:
         """At most `limit` rows of a stream with versions past `after`, by version.
 
@@ -377,7 +379,7 @@ class Log(Protocol):
         """Seconds after which whoever waits for the signal should look all the same."""
         ...
 
-    def stream(self, name: str, *, connection: Connection | None = None) -> StreamInfo | None:
+    def stream(self, name: str, *, connection: Joinable | None = None) -> StreamInfo | None:
         """The head of a stream; None if there never was one."""
 
     def streams(self, category: str | None, after: str, limit: int) -> Sequence[StreamInfo]:
@@ -411,3 +413,30 @@ class Log(Protocol):
 
     def close(self) -> None:
         """Give back what the log itself opened. Later calls of any method fail."""
+
+    def work(self) -> AbstractContextManager[Work]:
+        """The same on the driver's own cursor, which costs a fifth; for `query` and `change`."""
+        ...
+
+    def query(
+        self, statement: Statement, values: Mapping[str, Any], work: Work | None = None
+    ) -> Sequence[Any]:
+        """The rows that a statement finds. Raises LogError."""
+        ...
+
+    def change(self, statement: Statement, values: Sequence[Mapping[str, Any]], work: Work) -> int:
+        """Run a statement once for each; how many rows that concerned in all. Raises LogError."""
+        ...
+
+    @property
+    def insert(self) -> Any:
+        """The dialect's `insert`, which knows ON CONFLICT."""
+        ...
+
+    def one_of(self, column: Any, parameter: str) -> Any:
+        """The condition that a column's value is in the list that is given as `parameter`."""
+        ...
+
+    def list_value(self, values: Iterable[str | int]) -> Any:
+        """A list as the value of such a parameter."""
+        ...

@@ -9,6 +9,7 @@ from sqlalchemy import Connection, Engine
 
 from eventstore.log.commits import Commits
 from eventstore.log.signal import Signal
+from eventstore.log.work import Joinable, Work
 
 
 class Notifies(Protocol):
@@ -29,10 +30,12 @@ class Hints:
         #: Connections in transactions of the log's own, and whether those have appended.
         self._own: dict[Connection, bool] = {}
 
-    def appended(self, connection: Connection | None) -> None:
+    def appended(self, connection: Joinable | None) -> None:
         """An append is done; it is seen now, or when the caller's transaction has committed."""
         if connection is None:
             self.committed()
+        elif isinstance(connection, Work):
+            connection.has_appended = True
         elif connection in self._own:
             self._own[connection] = True
         else:

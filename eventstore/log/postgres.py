@@ -62,6 +62,7 @@ from eventstore.log.kept import KEPT, Seat
 from eventstore.log.notifying import Notifier, PostgresWatch, is_proxied
 from eventstore.log.sql import Borrowed, Rows, SqlLog, check_dialect, refuse
 from eventstore.log.tables import REVISION
+from eventstore.log.work import Joinable
 from eventstore.names import category_of
 
 Durability = Literal["full", "relaxed"]
@@ -184,7 +185,7 @@ class PostgresLog(SqlLog):
         writes: Sequence[Write],
         key: str | None,
         recorded_at: int | None,
-        connection: Connection | None,
+        connection: Joinable | None,
         *,
         erase: bool = False,
     ) -> tuple[Receipt, ...]:

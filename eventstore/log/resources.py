@@ -9,18 +9,19 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any, Final, NamedTuple
 
-from sqlalchemy import Connection, bindparam, delete, func, select, update
-from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy import Integer, bindparam, delete, func, literal_column, select, update
 
 from eventstore.log.base import Log
+from eventstore.log.queries import Statement
 from eventstore.log.tables import ERASED, KEPT, PRESENT, producers, resources, streams
 from eventstore.log.transactions import reading
+from eventstore.log.work import Work
 
 __all__ = ["ERASED", "KEPT", "PRESENT", "Producer", "Resource", "Resources"]
 
 _c = resources.c
 _p = producers.c
-_INSERT: Final[dict[str, Any]] = {"postgresql": postgresql.insert, "sqlite": sqlite.insert}
+_NONE: Final = literal_column("0", Integer())
 
 
 class Resource(NamedTuple):
@@ -57,47 +58,70 @@ class Resources:
 
     def __init__(self, log: Log) -> None:
         self._log = log
-        insert = _INSERT[log.engine.dialect.name]
-        self._add = insert(resources).on_conflict_do_nothing().returning(_c.path)
-        self._set = (
+        self._add = self._made(log.insert(resources).on_conflict_do_nothing())
+        self._set = self._made(
             update(resources)
             .where(_c.path == bindparam("_path"))
             .values({name: bindparam(f"_{name}") for name in Resource._fields[1:]})
         )
-        upsert = insert(producers)
-        self._put_producer = upsert.on_conflict_do_update(
-            index_elements=["path", "producer"],
-            set_={name: upsert.excluded[name] for name in ("epoch", "seq")},
+        upsert = log.insert(producers)
+        self._put_producer = self._made(
+            upsert.on_conflict_do_update(
+                index_elements=["path", "producer"],
+                set_={name: upsert.excluded[name] for name in ("epoch", "seq")},
+            )
         )
-        found = select(resources, func.coalesce(streams.c.version, 0)).outerjoin(
+        found = select(resources, func.coalesce(streams.c.version, _NONE)).outerjoin(
             streams, streams.c.name == _c.stream
         )
-        self._one = found.where(_c.path == bindparam("path"))
-        self._some = (
-            found.where(_c.path.in_(bindparam("paths", expanding=True)))
+        self._one = self._made(found.where(_c.path == bindparam("path")))
+        self._lock_one = self._made(
+            found.where(_c.path == bindparam("path")).with_for_update(of=resources)
+        )
+        self._lock_some = self._made(
+            found.where(log.one_of(_c.path, "paths"))
             .order_by(_c.path)
             .with_for_update(of=resources)
         )
+        self._producers = self._made(
+            select(producers).where(
+                _p.path == bindparam("path"), log.one_of(_p.producer, "producers")
+            )
+        )
+        self._forget = self._made(delete(producers).where(_p.path == bindparam("path")))
+        self._forks = self._made(
+            select(func.count()).where(
+                _c.forked_from == bindparam("path"), _c.gone != bindparam("gone")
+            )
+        )
+
+    def _made(self, statement: Any) -> Statement:
+        return Statement(statement, self._log.engine.dialect)
 
     # --- in a transaction ----------------------------------------------------------------------
 
-    def lock(self, connection: Connection, paths: Iterable[str]) -> dict[str, tuple[Resource, int]]:
+    def lock(self, work: Work, paths: Iterable[str]) -> dict[str, tuple[Resource, int]]:
         """Those that there are, by path, each with the version of its log stream."""
-        rows = connection.execute(self._some, {"paths": list(paths)})
-        return {row[0]: (Resource(*row[:-1]), row[-1]) for row in rows}
+        paths = list(paths)
+        if len(paths) == 1:
+            rows = self._log.query(self._lock_one, {"path": paths[0]}, work)
+        else:
+            values = {"paths": self._log.list_value(paths)}
+            rows = self._log.query(self._lock_some, values, work)
+        return {row[0]: _found(row) for row in rows}
 
-    def add(self, connection: Connection, new: Sequence[Resource]) -> bool:
+    def add(self, work: Work, new: Sequence[Resource]) -> bool:
         """Write resources whose paths were not found; False if another was quicker with one."""
         rows = [resource._asdict() for resource in new]
-        return len(connection.execute(self._add, rows).all()) == len(new)
+        return self._log.change(self._add, rows, work) == len(new)
 
-    def put(self, connection: Connection, changed: Sequence[Resource]) -> None:
+    def put(self, work: Work, changed: Sequence[Resource]) -> None:
         """Write resources that were found."""
         rows = [{f"_{k}": v for k, v in resource._asdict().items()} for resource in changed]
-        connection.execute(self._set, rows)
+        self._log.change(self._set, rows, work)
 
     def producers(
-        self, connection: Connection, keys: Iterable[tuple[str, str]]
+        self, work: Work, keys: Iterable[tuple[str, str]]
     ) -> dict[tuple[str, str], Producer]:
         """What is known of producers, by path and name."""
         found: dict[tuple[str, str], Producer] = {}
@@ -105,30 +129,30 @@ class Resources:
         for path, name in keys:
             by_path.setdefault(path, []).append(name)
         for path, names in by_path.items():
-            query = select(producers).where(_p.path == path, _p.producer.in_(names))
-            found.update({(row[0], row[1]): Producer(*row) for row in connection.execute(query)})
+            values = {"path": path, "producers": self._log.list_value(names)}
+            for row in self._log.query(self._producers, values, work):
+                found[row[0], row[1]] = Producer(*row)
         return found
 
-    def put_producers(self, connection: Connection, changed: Sequence[Producer]) -> None:
+    def put_producers(self, work: Work, changed: Sequence[Producer]) -> None:
         """Write what is known of producers."""
-        connection.execute(self._put_producer, [producer._asdict() for producer in changed])
+        self._log.change(self._put_producer, [producer._asdict() for producer in changed], work)
 
-    def forget_producers(self, connection: Connection, path: str) -> None:
+    def forget_producers(self, work: Work, path: str) -> None:
         """A stream is gone, and what comes under its name knows no producer."""
-        connection.execute(delete(producers).where(_p.path == path))
+        self._log.change(self._forget, [{"path": path}], work)
 
-    def has_forks(self, connection: Connection, path: str) -> bool:
+    def has_forks(self, work: Work, path: str) -> bool:
         """Whether there is a fork of it that is not erased."""
-        query = select(_c.path).where(_c.forked_from == path, _c.gone != ERASED).limit(1)
-        return connection.execute(query).first() is not None
+        ((count,),) = self._log.query(self._forks, {"path": path, "gone": ERASED}, work)
+        return bool(count)
 
     # --- alone ---------------------------------------------------------------------------------
 
     def find(self, path: str) -> tuple[Resource, int] | None:
         """The resource of a path, and the version of its log stream."""
-        with reading(self._log.engine) as connection:
-            row = connection.execute(self._one, {"path": path}).first()
-        return None if row is None else (Resource(*row[:-1]), row[-1])
+        rows = self._log.query(self._one, {"path": path})
+        return _found(rows[0]) if rows else None
 
     def due(self, now: int, limit: int) -> list[str]:
         """Paths whose time is over."""
@@ -153,3 +177,12 @@ class Resources:
         )
         with reading(self._log.engine) as connection:
             return [(Resource(*row[:-1]), row[-1]) for row in connection.execute(query)]
+
+
+def _found(row: Any) -> tuple[Resource, int]:
+    """A row of resources, with the version that stands behind it."""
+    *values, version = row
+    resource = Resource(*values)
+    if resource.closed.__class__ is not bool:  # SQLite has none
+        resource = resource._replace(closed=bool(resource.closed))
+    return resource, version

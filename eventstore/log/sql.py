@@ -53,6 +53,7 @@ from eventstore.log.kept import Kept, Seat
 from eventstore.log.queries import PAGE, UNBOUNDED, Mask, Queries, Shape, Statement, given, mask_of
 from eventstore.log.transactions import transaction
 from eventstore.log.watching import Watch
+from eventstore.log.work import Joinable, Work
 from eventstore.names import category_of
 from eventstore.numbers import LARGEST
 
@@ -74,7 +75,7 @@ class Borrowed:
 
     __slots__ = ("_log", "cursor", "seat", "writes")
 
-    def __init__(self, log: SqlLog, connection: Connection | None, *, writes: bool) -> None:
+    def __init__(self, log: SqlLog, connection: Joinable | None, *, writes: bool) -> None:
         self._log = log
         self.writes = writes
         self.seat = seat = log.take() if connection is None else log.joined(connection)
@@ -207,7 +208,7 @@ class SqlLog(ABC):
         writes: Sequence[Write],
         key: str | None,
         recorded_at: int | None,
-        connection: Connection | None,
+        connection: Joinable | None,
         *,
         erase: bool = False,
     ) -> tuple[Receipt, ...]:
@@ -229,7 +230,7 @@ class SqlLog(ABC):
         *,
         key: str | None = None,
         recorded_at: int | None = None,
-        connection: Connection | None = None,
+        connection: Joinable | None = None,
     ) -> tuple[Receipt, ...]:
         self._check_open()
         if len(writes) > 1 and len({write.stream for write in writes}) != len(writes):
@@ -258,7 +259,7 @@ class SqlLog(ABC):
             self._group = GroupCommit(self.places, alone, self._write_together)
 
     def delete(
-        self, stream: str, expected: Expected = ANY, *, connection: Connection | None = None
+        self, stream: str, expected: Expected = ANY, *, connection: Joinable | None = None
     ) -> Receipt:
         self._check_open()
         _check_expected(expected)
@@ -276,7 +277,7 @@ class SqlLog(ABC):
         return receipt
 
     def fork(
-        self, source: str, version: int, target: str, *, connection: Connection | None = None
+        self, source: str, version: int, target: str, *, connection: Joinable | None = None
     ) -> Receipt:
         values = {"stream": source, "version": version, "target": target}
         with self._turn_of(connection), self._transaction(connection) as cursor:
@@ -305,7 +306,7 @@ class SqlLog(ABC):
         if not 0 < version <= head[1]:
             raise WrongExpectedVersionError(source, version, head[1])
 
-    def _turn_of(self, _connection: Connection | None) -> contextlib.AbstractContextManager[None]:
+    def _turn_of(self, _connection: Joinable | None) -> contextlib.AbstractContextManager[None]:
         """The right to write, where writers of one process queue for it."""
         return contextlib.nullcontext()
 
@@ -399,7 +400,7 @@ class SqlLog(ABC):
         limit: int,
         backwards: bool = False,
         types: Iterable[str] | None = None,
-        connection: Connection | None = None,
+        connection: Joinable | None = None,
     ) -> Sequence[Row]:
         values = {"stream": stream, "after": after, "limit": limit, **given(until)}
         if types is not None:
@@ -528,7 +529,7 @@ class SqlLog(ABC):
             found: Sequence[tuple[str, int]] = cursor.fetchall()
             return found
 
-    def event_type(self, key: int, connection: Connection | None = None) -> EventType:
+    def event_type(self, key: int, connection: Joinable | None = None) -> EventType:
         found = self._types.get(key)
         if found is None:
             with self._reading(connection) as cursor:
@@ -541,7 +542,7 @@ class SqlLog(ABC):
                 self._types.update(known)
         return found
 
-    def stream(self, name: str, *, connection: Connection | None = None) -> StreamInfo | None:
+    def stream(self, name: str, *, connection: Joinable | None = None) -> StreamInfo | None:
         with self._reading(connection) as cursor:
             row = self._row(cursor, "head", name=name)
         return None if row is None else StreamInfo(row[0], row[1], row[2], bool(row[3]))
@@ -606,6 +607,32 @@ class SqlLog(ABC):
             if joined is not None:
                 self._hints.ended(joined, committed=committed)
 
+    @contextlib.contextmanager
+    def work(self) -> Generator[Work]:
+        self._check_open()
+        with self._turn_of(None), Transaction(self) as cursor:
+            work = Work(cursor)
+            yield work
+        self._type_ids.update(work.new_types)
+        if work.has_appended:
+            self._hints.committed()
+
+    def query(
+        self, statement: Statement, values: Mapping[str, Any], work: Work | None = None
+    ) -> Sequence[Any]:
+        with self._reading(work) as cursor:
+            self._execute(cursor, statement, values)
+            found: Sequence[Any] = cursor.fetchall()
+            return found
+
+    def change(self, statement: Statement, values: Sequence[Mapping[str, Any]], work: Work) -> int:
+        with self._writing(work) as cursor:
+            if len(values) == 1:
+                self._execute(cursor, statement, values[0])
+            else:
+                cursor.executemany(statement.text, list(map(statement.parameters, values)))
+            return int(cursor.rowcount)
+
     # --- plumbing ------------------------------------------------------------------------------
 
     def close(self) -> None:
@@ -628,15 +655,18 @@ class SqlLog(ABC):
         raw = pooled.dbapi_connection
         return Seat(raw, self.cursor(raw), pooled)
 
-    def joined(self, connection: Connection) -> Seat:
+    def joined(self, connection: Joinable) -> Seat:
         """A seat on a caller's connection."""
+        if isinstance(connection, Work):
+            return connection
         raw = self.join(connection)
         return Seat(raw, self.cursor(raw), None)
 
     def give(self, seat: Seat) -> None:
         """Keep a seat for the next block, or give its connection back to the pool."""
         if seat.pooled is None:
-            seat.cursor.close()
+            if not isinstance(seat, Work):
+                seat.cursor.close()
             return
         self.tidy(seat)
         self.put_back(seat)
@@ -652,17 +682,19 @@ class SqlLog(ABC):
         seat.cursor.close()
         self.checkin(seat.pooled)
 
-    def _reading(self, connection: Connection | None = None) -> Borrowed:
+    def _reading(self, connection: Joinable | None = None) -> Borrowed:
         self._check_open()
         return Borrowed(self, connection, writes=False)
 
-    def _writing(self, connection: Connection | None = None) -> Borrowed:
+    def _writing(self, connection: Joinable | None = None) -> Borrowed:
         self._check_open()
         return Borrowed(self, connection, writes=True)
 
-    def _transaction(self, connection: Connection | None) -> contextlib.AbstractContextManager[Any]:
+    def _transaction(self, connection: Joinable | None) -> contextlib.AbstractContextManager[Any]:
         """A cursor for a block that is written as a whole or not at all."""
         self._check_open()
+        if isinstance(connection, Work):
+            return Borrowed(self, connection, writes=True)
         return Transaction(self) if connection is None else self._joined(connection)
 
     @contextlib.contextmanager

@@ -54,6 +54,7 @@ from eventstore.log.grouping import Request
 from eventstore.log.kept import KEPT, Seat
 from eventstore.log.sql import Borrowed, Rows, SqlLog, check_dialect, savepoint
 from eventstore.log.watching import SqliteWatch
+from eventstore.log.work import Joinable, Work
 from eventstore.names import category_of
 
 Durability = Literal["full", "relaxed"]
@@ -159,11 +160,11 @@ class SqliteLog(SqlLog):
         writes: Sequence[Write],
         key: str | None,
         recorded_at: int | None,
-        connection: Connection | None,
+        connection: Joinable | None,
         *,
         erase: bool = False,
     ) -> tuple[Receipt, ...]:
-        new_types: dict[EventType, int] = {}
+        new_types = connection.new_types if isinstance(connection, Work) else {}
         with self._turn_of(connection), self._transaction(connection) as cursor:
             receipts = self._written(cursor, writes, key, recorded_at, new_types)
             if erase:
@@ -382,7 +383,7 @@ class SqliteLog(SqlLog):
         with self._turn_of(connection), self._transaction(connection) as cursor:
             yield cursor
 
-    def _turn_of(self, connection: Connection | None) -> contextlib.AbstractContextManager[None]:
+    def _turn_of(self, connection: Joinable | None) -> contextlib.AbstractContextManager[None]:
         return self._turn if connection is None else _NO_TURN
 
     def failed(self, error: BaseException, borrowed: Borrowed) -> BaseException | None:
