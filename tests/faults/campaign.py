@@ -20,6 +20,7 @@ from sheet import Parts, Sheet, folded
 
 from eventstore import EventStore
 from eventstore.errors import CheckpointAheadError
+from eventstore.verification import verify
 
 #: Streams on which the writers of a round meet.
 STREAMS: Final = 6
@@ -306,8 +307,10 @@ class Campaign(ABC):
         self.note("restored from a backup")
 
     def finish(self) -> None:
-        """Rebuild at rest: not a row changes. Raises Broken, RebuildDiffersError."""
+        """Rebuild at rest, and have all verified: nothing differs. Raises Broken."""
         with self.store() as store:
+            if found := list(verify(store, projections=PROJECTIONS)):
+                raise Broken(f"eventstore verify finds {found[:3]}")
             for projection in PROJECTIONS:
                 store.rebuild(projection, verify=True)
             with store.connect() as connection:
