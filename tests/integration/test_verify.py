@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import sqlite3
 import sys
 import threading
 import tracemalloc
@@ -10,7 +12,18 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from sqlalchemy import Column, Integer, String, Table, delete, insert, select, text, update
+from sqlalchemy import (
+    Column,
+    Integer,
+    String,
+    Table,
+    delete,
+    insert,
+    make_url,
+    select,
+    text,
+    update,
+)
 
 from eventstore import (
     Aggregate,
@@ -412,6 +425,25 @@ def test_writers_and_deletions_meanwhile_are_no_errors(
             finally:
                 stop.set()
                 writer.join()
+
+
+def test_a_damaged_file_is_found(sqlite_url: str) -> None:
+    """An index that has missed a row, as a torn page of a disk may leave it."""
+    with EventStore(sqlite_url) as store:
+        store.append("verify-box/a", Put(amount=1))
+    file, index = make_url(sqlite_url).database or "", "eventstore_streams_category_name_idx"
+    with contextlib.closing(sqlite3.connect(file, isolation_level=None)) as raw:
+        raw.execute("PRAGMA writable_schema = ON")
+        row = raw.execute("SELECT * FROM sqlite_master WHERE name = ?", (index,)).fetchone()
+        raw.execute("DELETE FROM sqlite_master WHERE name = ?", (index,))
+    with contextlib.closing(sqlite3.connect(file, isolation_level=None)) as raw:
+        raw.execute("INSERT INTO eventstore_streams VALUES (9, 'b', 'b', 0, 0, 0)")
+        raw.execute("PRAGMA writable_schema = ON")
+        raw.execute("INSERT INTO sqlite_master VALUES (?, ?, ?, ?, ?)", row)
+    with EventStore(sqlite_url) as store:
+        told = [finding for finding in verify(store) if finding.kind == "database"]
+        assert told
+        assert index in " ".join(finding.text for finding in told)
 
 
 def test_memory_does_not_grow_with_the_log(sqlite_url: str) -> None:
