@@ -11,7 +11,7 @@ import pytest
 from sqlalchemy import delete, insert, select, update
 
 from eventstore import Event, EventStore, InvalidArgumentError, context
-from eventstore.cli import main
+from eventstore.cli import commands, main
 from eventstore.log.tables import chain, events, streams, types
 from eventstore.verification import Anchor, seal, verify
 from eventstore.verification.chain import hash_of, seal_of
@@ -306,3 +306,24 @@ def test_the_command_seals_and_verifies(
         alter(store, update(events).where(events.c.version == 1).values(data=b'{"amount":3}'))
     assert main(["verify", sqlite_url, "--anchor", anchor]) == 1
     assert main(["verify", sqlite_url, "--anchor", "nonsense"]) == 2
+
+
+def test_the_command_goes_on_sealing_and_prints_each_new_anchor_once(
+    sqlite_url: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pauses: list[float] = []
+    with EventStore(sqlite_url) as store:
+        store.append("book/a", Booked(amount=1))
+
+        def sleep(seconds: float) -> None:
+            pauses.append(seconds)
+            if len(pauses) == 2:  # there was nothing new before
+                store.append("book/a", Booked(amount=2))
+            if len(pauses) == 3:
+                raise KeyboardInterrupt
+
+        monkeypatch.setattr(commands.time, "sleep", sleep)
+        assert main(["seal", "--url", sqlite_url, "--every", "60"]) == 130
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.partition(":")[0] for line in lines] == ["1", "2"]
+    assert pauses == [60, 60, 60]
