@@ -33,6 +33,8 @@ MOST: Final = 256
 _LANES: Final = {"sqlite": 1, "postgresql": 4}
 #: How often a transaction is tried in which other writers interfere.
 _ATTEMPTS: Final = 20
+#: How often before the application's appends are kept out meanwhile.
+_TRUSTING: Final = 2
 
 _Waiting = tuple[Command, "asyncio.Future[Answer]"]
 _Outcomes = tuple[list[Answer | Problem | EventStoreError], Mapping[str, int]]
@@ -97,7 +99,8 @@ class Committer:
         while True:
             try:
                 with self._log.work() as work:
-                    unit = Unit(self._log, self._resources, work, moments.now())
+                    now = moments.now()
+                    unit = Unit(self._log, self._resources, work, now, firm=attempt > _TRUSTING)
                     answers: list[Answer | Problem | EventStoreError] = [*unit.run(commands)]
                 return answers, unit.moved
             except (Interfered, LogLockedError) as error:

@@ -70,8 +70,15 @@ class _Stream:
 class Unit:
     """The commands of one transaction."""
 
-    def __init__(self, log: Log, resources: Resources, work: Work, now: int) -> None:
+    def __init__(
+        self, log: Log, resources: Resources, work: Work, now: int, *, firm: bool = False
+    ) -> None:
+        """With `firm`, the application waits that appends to one of the streams meanwhile.
+
+        Without, it costs a statement less, and its appends can interfere.
+        """
         self._log = log
+        self._firm = firm
         self._resources = resources
         self._work = work
         self._now = now
@@ -116,8 +123,12 @@ class Unit:
 
     def _look_up(self, paths: set[str]) -> None:
         self._looked_up |= paths
-        for path, found in self._resources.lock(self._work, paths).items():
-            self._streams[path] = _Stream(*found)
+        found = self._resources.lock(self._work, paths)
+        held: dict[str, int] = {}
+        if self._firm:
+            held = self._resources.hold(self._work, [each.stream for each, _ in found.values()])
+        for path, (resource, version) in found.items():
+            self._streams[path] = _Stream(resource, held.get(resource.stream, version))
 
     def _stream(self, path: str) -> _Stream | None:
         if path not in self._looked_up:

@@ -83,6 +83,12 @@ class Resources:
             .order_by(_c.path)
             .with_for_update(of=resources)
         )
+        self._hold = self._made(
+            select(streams.c.name, streams.c.version)
+            .where(log.one_of(streams.c.name, "names"))
+            .order_by(streams.c.name)
+            .with_for_update()
+        )
         self._producers = self._made(
             select(producers).where(
                 _p.path == bindparam("path"), log.one_of(_p.producer, "producers")
@@ -109,6 +115,11 @@ class Resources:
             values = {"paths": self._log.list_value(paths)}
             rows = self._log.query(self._lock_some, values, work)
         return {row[0]: _found(row) for row in rows}
+
+    def hold(self, work: Work, names: Iterable[str]) -> dict[str, int]:
+        """The versions of log streams, to which nobody else appends before the work is done."""
+        values = {"names": self._log.list_value(names)}
+        return dict(self._log.query(self._hold, values, work))
 
     def add(self, work: Work, new: Sequence[Resource]) -> bool:
         """Write resources whose paths were not found; False if another was quicker with one."""
