@@ -196,6 +196,7 @@ def row_of(result: Result, hand: str) -> Row:
         goal=None if name.endswith(" 1 task") else 0.80,
         baseline=f"{result.rate(hand):,.0f}/s",
         ours=f"{result.rate('ours'):,.0f}/s",
+        best=result.best("ours", hand),
         peers=[
             Peer(other, median(result.ratios("ours", other)))
             for other in result.workload.contenders

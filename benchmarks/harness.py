@@ -3,9 +3,10 @@
 A run is a fixed number of operations. In each round every contender runs once, after a warm-up, in
 an order that turns from round to round; so that a machine that slows down slows down all. The
 ratio of a round compares neighbours in time; the ratio shown is the median of the rounds', and
-beside it are the lowest and the highest. 1.00 is level with the baseline, more is faster.
+beside it are the lowest and the highest, and that of the fastest round of each. 1.00 is level with
+the baseline, more is faster.
 
-`QUICK=1` in the environment makes fewer and shorter rounds.
+`QUICK=1` in the environment makes fewer and shorter rounds; `ROUNDS=25` makes so many.
 
 To join the report (docs/benchmarks.md, written by `make bench`), a benchmark is a file beside this
 one that runs with `python benchmarks/NAME.py`, and whose name is in FILES of report.py. It needs
@@ -49,7 +50,7 @@ from sqlalchemy import make_url
 __all__ = ["Curve", "Note", "Peer", "Row", "emit", "note", "spread"]  # beside what is below
 
 QUICK: Final = os.environ.get("QUICK", "") not in ("", "0")
-ROUNDS: Final = 3 if QUICK else 15
+ROUNDS: Final = int(os.environ.get("ROUNDS", "3" if QUICK else "15"))
 
 #: One run: a fixed number of operations.
 Run = Callable[[], object]
@@ -92,6 +93,11 @@ class Result:
         share = self.workload.size_of(contender) / self.workload.size_of(baseline)
         pairs = zip(self.seconds[baseline], self.seconds[contender], strict=True)
         return sorted(share * theirs / own for theirs, own in pairs)
+
+    def best(self, contender: str, baseline: str) -> float:
+        """The same of the fastest round of each."""
+        share = self.workload.size_of(contender) / self.workload.size_of(baseline)
+        return share * min(self.seconds[baseline]) / min(self.seconds[contender])
 
 
 def sized(operations: int) -> int:
@@ -193,7 +199,7 @@ def report(title: str, results: list[Result]) -> None:
     """Print a plain table; peers, where there are any, in columns of their own."""
     print(f"\n{title}\n")
     peers = list(dict.fromkeys(p for r in results for p in list(r.workload.contenders)[2:]))
-    heading = ["workload", "baseline", "a second", "ours", "ratio", "min-max", "goal"]
+    heading = ["workload", "baseline", "a second", "ours", "ratio", "min-max", "best", "goal"]
     for peer in peers:
         heading += [peer, "ours is"]
     print_table([heading, *(_row(result, peers) for result in results)])
@@ -212,6 +218,7 @@ def row_of(result: Result, baseline: str | None = None) -> Row:
         goal=workload.goal,
         baseline=f"{result.rate(baseline):,.0f}/s",
         ours=f"{result.rate(ours):,.0f}/s",
+        best=result.best(ours, baseline),
         peers=[
             Peer(peer, median(result.ratios(ours, peer)), workload.ahead.get(peer))
             for peer in others
@@ -293,6 +300,7 @@ def _row(result: Result, peers: list[str]) -> list[str]:
         f"{result.rate(ours):,.0f}",
         f"{median(ratios):.2f}",
         f"{ratios[0]:.2f}-{ratios[-1]:.2f}",
+        f"{result.best(ours, baseline):.2f}",
         "" if goal is None else f"{goal:.2f}",
     ]
     for peer in peers:

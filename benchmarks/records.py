@@ -38,6 +38,8 @@ class Row(msgspec.Struct, tag=True):
     #: The two that the figure compares, in words: "5,482/s", "1.5 ms".
     baseline: str = ""
     ours: str = ""
+    #: The figure of the fastest round of each: on a busy machine it says more than the median.
+    best: float | None = None
     peers: list[Peer] = []
 
 
