@@ -28,8 +28,10 @@ from eventstore.store import EventStore
 
 logger = logging.getLogger(__name__)
 
-#: Threads that wait for the database, at the most.
+#: Threads that wait for the database, at the most; and those that read streams, which never wait
+#: behind a writer. More of them only wait for each other where nothing goes over a network.
 _THREADS: Final = 16
+_READERS: Final = {"sqlite": 4, "postgresql": 8}
 
 
 class DurableStreams:
@@ -210,8 +212,9 @@ class _Running:
     def __init__(self, app: DurableStreams) -> None:
         log = app.store.log
         self.hops = Hops(_THREADS)
+        self.reads = Hops(_READERS[log.engine.dialect.name])
         self.reader = Reader(log)
-        self.hub = Hub(log, self.hops, self.reader)
+        self.hub = Hub(log, self.reads, self.reader)
         self.committer = Committer(log, self.hops, self.hub.moved)
         self.writing = Writing(
             self.committer,
@@ -224,7 +227,7 @@ class _Running:
         self.streaming = Streaming(
             self.hub,
             self.committer,
-            self.hops,
+            self.reads,
             self.reader,
             app._authorize,
             timeout=app._timeout,
@@ -251,7 +254,8 @@ class _Running:
         loop = asyncio.get_running_loop()
         if thread is not None:
             await loop.run_in_executor(None, thread.join)
-        await loop.run_in_executor(None, self.hops.close)
+        for hops in (self.reads, self.hops):
+            await loop.run_in_executor(None, hops.close)
 
 
 def _told(problem: Problem) -> Answer:
