@@ -188,7 +188,7 @@ async def reported_when_awaited(store: AsyncEventStore) -> None:
     await store.read("parcel/x")  # type: ignore[misc]
     for _ in store.read("parcel/x"):  # type: ignore[attr-defined]
         pass
-    store.subscribe(after="start")  # type: ignore[arg-type]
+    store.subscribe(after=1.5)  # type: ignore[arg-type]
     AsyncEventStore("sqlite://", colour="red")  # type: ignore[call-arg]
 
 
