@@ -19,7 +19,7 @@ from eventstore.projections.table_projection import TableProjection
 #: What ends a batch, beside its number of events: so many rows to be written, which are held in
 #: memory, or so many seconds, after which it should be seen to get on.
 _ROWS: Final = 20_000
-_SECONDS: Final = 2.0
+_SECONDS: Final = 5.0
 #: Events a page, of those that are applied once more.
 _AGAIN: Final = 500
 
