@@ -1,16 +1,28 @@
-"""Logs for the tests here, closed after each."""
+"""Stores and logs for the tests here, closed after each."""
 
 from __future__ import annotations
 
 import contextlib
+import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from eventstore import schema
+from eventstore import EventStore, schema
 from eventstore.log.base import Log
 from eventstore.log.opening import open_log
+
+# The modules beside the tests here are theirs alone.
+sys.path.insert(0, str(Path(__file__).parent))
+
+
+@pytest.fixture
+def store(database_url: str) -> Iterator[EventStore]:
+    """A store on each kind of database in turn."""
+    with EventStore(database_url) as opened:
+        yield opened
 
 
 @pytest.fixture
