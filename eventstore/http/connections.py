@@ -112,25 +112,50 @@ class _Slow:
 
 
 class _Metered:
-    """A transport that remembers how much it holds for a client who takes slowly.
+    """A transport that sends a response's head together with what comes right after it.
 
-    It keeps what it was given until the last byte is gone, so what is left is not what it holds.
+    And that remembers how much it holds for a client who takes slowly: it keeps what it was given
+    until the last byte is gone, so what is left is not what it holds.
     """
 
-    __slots__ = ("_transport", "_write", "abort", "close", "held", "is_closing")
+    __slots__ = ("_call_soon", "_head", "_transport", "_write", "abort", "held", "is_closing")
 
-    def __init__(self, transport: asyncio.Transport) -> None:
+    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
         self._transport = transport
         self._write = transport.write
+        self._call_soon = loop.call_soon
         self.abort = transport.abort
-        self.close = transport.close
         self.is_closing = transport.is_closing
         self.held = 0
+        self._head = b""
 
     def write(self, data: bytes) -> None:
+        head = self._head
+        if head:
+            self._head = b""
+            if len(data) > _LARGE:
+                self._write(head)
+            else:
+                data = head + data
+        elif data.startswith(b"HTTP/1.1 "):
+            # uvicorn writes the body by itself, which were a second packet, at half the cost of a
+            # small response.
+            self._head = data
+            self._call_soon(self._flush)
+            return
         if len(data) > _LARGE:
             self.held = len(data)
         self._write(data)
+
+    def close(self) -> None:
+        self._flush()
+        self._transport.close()
+
+    def _flush(self) -> None:
+        """Send a head that nothing has come after."""
+        head, self._head = self._head, b""
+        if head and not self.is_closing():
+            self._write(head)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._transport, name)
@@ -170,7 +195,7 @@ class Connection(HttpToolsProtocol):
         self.transport.abort()
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        self._metered = _Metered(transport)
+        self._metered = _Metered(transport, self.loop)
         super().connection_made(cast("asyncio.Transport", self._metered))
         if len(self.connections) > self._watch.most:
             transport.abort()
