@@ -8,6 +8,7 @@ What each kind promises, and is held to:
 - `sqlite normal`: the same while the machine lives. When it loses its power, the last acknowledged
   appends may be lost: whole ones, and from the end only.
 - `postgres off`: that may happen whenever the server dies.
+- `sqlite http`, `postgres http`: servers are the victims, and what they have answered is there.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from typing import Final
 sys.path.insert(0, str(Path(__file__).parent.parent / "history"))
 
 from campaign import Campaign, Counts, Durability
+from http_campaign import HttpCampaign, PostgresDatabase, SqliteFile
 from postgres_campaign import PostgresCampaign
 from processes import VICTIMS, Victim
 from server import Server
@@ -42,6 +44,9 @@ DURABILITY: Final[dict[str, Durability]] = {
     "postgres on": "full",
     "postgres off": "relaxed",
 }
+#: Those whose clients speak to `eventstore serve`, which is as durable as the defaults are.
+HTTP: Final = ("sqlite http", "postgres http")
+KINDS: Final = [*DURABILITY, *HTTP]
 
 
 def run(
@@ -81,14 +86,19 @@ def run(
 @contextlib.contextmanager
 def _campaign(
     kind: str, seed: str, counts: Counts, victims: Sequence[Victim], server: Server | None
-) -> Iterator[Campaign]:
+) -> Iterator[Campaign | HttpCampaign]:
     folder = Path(tempfile.mkdtemp(prefix="eventstore-campaign-"))
-    arguments = (DURABILITY[kind], folder, f"{kind} {seed}", counts, victims)
-    campaign: Campaign
-    if server is None or kind.startswith("sqlite"):
-        campaign = SqliteCampaign(*arguments)
+    on_server = None if kind.startswith("sqlite") else server
+    campaign: Campaign | HttpCampaign
+    if kind in HTTP:
+        database = SqliteFile(folder) if on_server is None else PostgresDatabase(on_server)
+        campaign = HttpCampaign(database, folder, f"{kind} {seed}", counts)
     else:
-        campaign = PostgresCampaign(server, *arguments)
+        arguments = (DURABILITY[kind], folder, f"{kind} {seed}", counts, victims)
+        if on_server is None:
+            campaign = SqliteCampaign(*arguments)
+        else:
+            campaign = PostgresCampaign(on_server, *arguments)
     try:
         yield campaign
     finally:
@@ -124,7 +134,7 @@ def main() -> None:
     )
     parser.add_argument("--minutes", type=float, default=5.0)
     parser.add_argument("--most", type=int, default=10**9, help="rounds in all")
-    parser.add_argument("--kinds", nargs="+", choices=list(DURABILITY), default=list(DURABILITY))
+    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=KINDS)
     parser.add_argument("--seed", default=str(random.SystemRandom().randrange(10**9)))
     parser.add_argument("--seconds", type=float, default=2.0, help="of a round")
     parser.add_argument("--rounds", type=int, default=10, help="on one database")
