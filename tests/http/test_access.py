@@ -43,8 +43,12 @@ async def ask(
     body: bytes = b"",
     client: tuple[str, int] | None = ("127.0.0.1", 5),
     server: tuple[str, int | None] | None = ("127.0.0.1", 4437),
+    rest: Callable[[], Awaitable[bytes]] | None = None,
 ) -> Told:
-    """Call an ASGI application as a server would: nobody touches the path on its way."""
+    """Call an ASGI application as a server would: nobody touches the path on its way.
+
+    `rest` is the part of the body that comes later.
+    """
     path, _, query = raw_path.partition("?")
     scope = {
         "type": "http",
@@ -59,11 +63,17 @@ async def ask(
         "client": client,
         "server": server,
     }
-    incoming = [{"type": "http.request", "body": body, "more_body": False}]
+    incoming = [{"type": "http.request", "body": body, "more_body": rest is not None}]
     sent: list[Any] = []
 
     async def receive() -> Any:
-        return incoming.pop() if incoming else await asyncio.Event().wait()
+        nonlocal rest
+        if incoming:
+            return incoming.pop()
+        if rest is None:
+            return await asyncio.Event().wait()
+        later, rest = rest, None
+        return {"type": "http.request", "body": await later(), "more_body": False}
 
     async def send(message: Any) -> None:
         sent.append(message)
@@ -463,6 +473,31 @@ def test_a_body_that_is_too_large_is_refused(store: EventStore) -> None:
                 early = await ask(app, "PUT", f"{ROOT}/a", ("content-length", length))
                 assert early.status == 413
             assert (await ask(app, "PUT", f"{ROOT}/a", body=b"x" * 10)).status == 201
+
+    asyncio.run(scenario())
+
+
+def test_large_bodies_that_are_under_way_are_bounded_together(store: EventStore) -> None:
+    part = b"x" * 100_000
+
+    async def scenario() -> None:
+        limits = Limits(body_bytes=300_000, all_bodies_bytes=250_000)
+        async with streams(store, limits=limits) as app:
+            held, goes_on = asyncio.Event(), asyncio.Event()
+
+            async def rest() -> bytes:
+                held.set()
+                await goes_on.wait()
+                return part
+
+            first = asyncio.create_task(ask(app, "PUT", f"{ROOT}/a", body=part, rest=rest))
+            await held.wait()
+            second = await ask(app, "PUT", f"{ROOT}/b", body=2 * part)
+            assert (second.status, second.headers["retry-after"]) == (429, "1")
+            assert (await ask(app, "PUT", f"{ROOT}/small", body=b"x")).status == 201
+            goes_on.set()
+            assert (await first).status == 201
+            assert (await ask(app, "PUT", f"{ROOT}/b", body=2 * part)).status == 201
 
     asyncio.run(scenario())
 
