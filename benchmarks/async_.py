@@ -30,7 +30,7 @@ from eventstore.log.opening import Durability
 
 #: How many tasks there are at once, and how many operations a run has.
 TASKS: Final = ((1, 300), (16, 768), (256, 768))
-ROUNDS: Final = 3 if harness.QUICK else 9
+ROUNDS: Final = min(9, harness.ROUNDS)
 
 #: Load, one command, save, for one id.
 Command = Callable[[str], Awaitable[object]]

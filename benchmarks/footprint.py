@@ -23,7 +23,7 @@ from workload import Account, deposited, opened
 from eventstore import EventStore
 
 LENGTHS: Final = (1_000, 10_000) if harness.QUICK else (1_000, 10_000, 100_000)
-ROUNDS: Final = 3 if harness.QUICK else 7
+ROUNDS: Final = min(7, harness.ROUNDS)
 IMPORTS: Final = 3 if harness.QUICK else 15
 
 _IMPORT: Final = """

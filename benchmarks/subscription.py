@@ -27,7 +27,7 @@ from eventstore import EventStore, RecordedEvent
 
 APPENDS: Final = harness.sized(400)
 EVERY: Final = 0.005
-ROUNDS: Final = 3 if harness.QUICK else 7
+ROUNDS: Final = min(7, harness.ROUNDS)
 
 #: Emmett looks for new events now and then, and with its defaults waits longer each time that
 #: fewer came than it asked for, up to a second. Without a pause it looks all the time.

@@ -131,10 +131,11 @@ class Emmett:
         assert self._process.stdout
         self._process.stdin.write(json.dumps({"do": do, **details}) + "\n")
         self._process.stdin.flush()
-        answer = self._process.stdout.readline()
-        if not answer:
-            raise RuntimeError("the process of Node has ended: its errors are above")
-        return json.loads(answer)
+        for line in self._process.stdout:
+            if line.startswith("="):
+                return json.loads(line[1:])
+            print(f"Emmett says: {line.rstrip()}")
+        raise RuntimeError("the process of Node has ended: its errors are above")
 
 
 def _message(event: Event) -> dict[str, Any]:

@@ -1,4 +1,5 @@
-// Emmett at the other end of a pipe: a command a line in, an answer a line out, both JSON.
+// Emmett at the other end of a pipe: a command a line in, an answer a line out, both JSON. An answer
+// begins with "=", since Emmett itself writes to the same place when something goes wrong.
 //
 //     node peer.mjs postgres|sqlite TARGET
 
@@ -88,7 +89,7 @@ const commands = {
 for await (const line of createInterface({ input: process.stdin })) {
   const command = JSON.parse(line);
   const answer = await commands[command.do](command);
-  process.stdout.write(`${JSON.stringify(answer ?? null)}\n`);
+  process.stdout.write(`=${JSON.stringify(answer ?? null)}\n`);
 }
 await peer.close();
 process.exit(0);
