@@ -137,7 +137,8 @@ def running(command: list[str], log: Path) -> Iterator[Server]:
 def workloads(servers: Mapping[str, Server]) -> Iterator[Workload]:
     """What is asked. The file store gets through less."""
     for connections, streams in ((1, 1), (64, 1), (64, 64)):
-        yield appends(servers, FILE, ONE, 1, connections, streams, sized(6_000))
+        posts = sized(6_000 if connections > 1 else 1_200)
+        yield appends(servers, FILE, ONE, 1, connections, streams, posts)
     for connections in (1, 64):
         yield appends(servers, MEMORY, MANY, BATCH, connections, 1, sized(1_500))
     for posts, body, how in ((MESSAGES // BATCH, MANY, "in hundreds"), (SINGLY, ONE, "singly")):
@@ -160,7 +161,7 @@ def appends(
     streams: int,
     posts: int,
 ) -> Workload:
-    few = max(posts // 12, 64)
+    few = max(posts // 24, 64)
     counts = {name: few if name == FILE else posts for name in servers}
     what = "POST of one" if messages == 1 else f"POST of {messages}"
     where = f"{connections} connections" if connections > 1 else "1 connection"

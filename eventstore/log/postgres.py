@@ -225,11 +225,18 @@ class PostgresLog(SqlLog):
         if now is None:
             now = max(clock for _, _, _, clock in heads.values())
         latest: int = max(now, *(moment for _, moment, _, _ in heads.values()))
+        statements = [
+            self._statement_of(write, latest, heads[write.stream][0])
+            for write in writes
+            if write.events
+        ]
+        rows = iter(self._first_rows(cursor, statements))
         receipts = []
         for write in writes:
             version, moment, _, _ = heads[write.stream]
             if write.events:
-                receipts.append(self._append(cursor, write, latest, held=version))
+                row = next(rows)
+                receipts.append(Receipt(write.stream, row[0], row[2], row[1]))
             else:
                 receipts.append(Receipt(write.stream, version, 0, moment if version else latest))
         unused = [write.stream for write in writes if not write.events]
@@ -237,10 +244,20 @@ class PostgresLog(SqlLog):
             cursor.execute(_UNLOCK_NEW, {"names": unused})
         return tuple(receipts)
 
-    def _append(
-        self, cursor: Any, write: Write, now: int | None, *, held: int | None = None, tries: int = 2
-    ) -> Receipt:
-        """Append to one stream. `held` is the version of a head that is locked already."""
+    def _first_rows(
+        self, cursor: Any, statements: Sequence[tuple[str, dict[str, Any]]]
+    ) -> Sequence[Any]:
+        """The one row of each statement: of several in one trip, where they can be prepared."""
+        raw: Any = getattr(cursor, "connection", None)
+        is_sync = isinstance(raw, psycopg.Connection)
+        if len(statements) < 2 or not is_sync or raw.prepare_threshold is None:
+            return [cursor.execute(*one, prepare=True).fetchone() for one in statements]
+        with raw.pipeline():
+            answers = [self.cursor(raw).execute(*one, prepare=True) for one in statements]
+            return [answer.fetchone() for answer in answers]
+
+    def _append(self, cursor: Any, write: Write, now: int | None, *, tries: int = 2) -> Receipt:
+        """Append to one stream."""
         stream, new, _ = write
         count = len(new)
         if not count:
@@ -249,7 +266,7 @@ class PostgresLog(SqlLog):
             if head:
                 return Receipt(stream, head[1], 0, head[2])
             return Receipt(stream, 0, 0, moments.now() if now is None else now)
-        cursor.execute(*self._statement_of(write, now, held), prepare=True)
+        cursor.execute(*self._statement_of(write, now), prepare=True)
         row = cursor.fetchone()
         if row is None:
             self._refuse(cursor, write)

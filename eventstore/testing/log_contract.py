@@ -17,6 +17,7 @@ from eventstore.testing.keys import IdempotencyContract
 from eventstore.testing.racing import RacingContract
 from eventstore.testing.reading import ReadingContract
 from eventstore.testing.snapshots import SnapshotContract
+from eventstore.testing.working import WorkContract
 
 
 class LogContract(
@@ -25,6 +26,7 @@ class LogContract(
     IdempotencyContract,
     ReadingContract,
     SnapshotContract,
+    WorkContract,
     RacingContract,
 ):
     """What `eventstore.log.base.Log` promises, as tests."""
