@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import random
+import resource
 import shutil
 import signal
 import socket
@@ -37,6 +38,8 @@ _PORTS: Final = range(20_000, 32_000)
 SERVERS, STREAMS = 2, 6
 #: How likely a proxy is to delay and to cut a piece of traffic: more than before a database.
 _DELAY, _CUT = 0.02, 0.01
+#: Below this, in bytes, lies what a server writes beside the database's log.
+_LEAST: Final = 100_000
 
 
 class Database(ABC):
@@ -51,6 +54,10 @@ class Database(ABC):
     def faults(self) -> dict[str, Callable[[], None]]:
         """What may be done to it while all work."""
 
+    def room(self) -> int | None:
+        """How large a file may be, in bytes, so that servers soon have no room; None: any size."""
+        return None
+
     @abstractmethod
     def close(self) -> None:
         """Take it away."""
@@ -61,6 +68,7 @@ class SqliteFile(Database):
 
     def __init__(self, folder: Path) -> None:
         self._url = f"sqlite:///{folder / 'events.db'}"
+        self._log = folder / "events.db-wal"
 
     @property
     def url(self) -> str:
@@ -68,6 +76,10 @@ class SqliteFile(Database):
 
     def faults(self) -> dict[str, Callable[[], None]]:
         return {}
+
+    def room(self) -> int:
+        size = self._log.stat().st_size if self._log.exists() else 0
+        return max(size, _LEAST)
 
     def close(self) -> None:
         """It goes with its folder."""
@@ -236,8 +248,10 @@ class HttpCampaign:
             self._note(what)
         elif self._servers:
             place = self._chance.choice(list(self._servers))
-            act = self._chance.choice((self._kill, self._kill, self._stall, self._ask_to_end))
-            act(place)
+            acts = [self._kill, self._kill, self._stall, self._ask_to_end]
+            if self._database.room() is not None:
+                acts.append(self._fill)
+            self._chance.choice(acts)(place)
 
     # --- servers ---------------------------------------------------------------------------------
 
@@ -280,6 +294,15 @@ class HttpCampaign:
         self._servers[place].signal(signal.SIGCONT)
         self._note("stall of a server")
 
+    def _fill(self, place: _Place) -> None:
+        room = self._database.room()
+        assert room is not None
+        # Some way into the database's log, so that it is a transaction's middle.
+        self._servers[place].limit(room + self._chance.randint(0, 20_000))
+        time.sleep(self._chance.uniform(0.1, 0.5))
+        self._servers[place].limit(resource.RLIM_INFINITY)
+        self._note("full disk of a server")
+
     def _look(self) -> None:
         for place, process in list(self._ending.items()):
             if process.has_ended:
@@ -306,7 +329,9 @@ class HttpCampaign:
             while True:
                 self._look()
                 with contextlib.suppress(httpx.TransportError):
-                    if self._here("GET", place, "/readyz").status_code == 200:
+                    # One that is about to end may still say that it is well.
+                    is_there = place in self._servers
+                    if is_there and self._here("GET", place, "/readyz").status_code == 200:
                         break
                 if time.monotonic() > deadline:
                     raise Broken("a server does not come back")

@@ -77,9 +77,18 @@ class Wire:
         return self._chance.choice(self._clients)
 
     async def ask(
-        self, method: str, target: str, body: bytes = b"", **headers: str
+        self,
+        method: str,
+        target: str,
+        body: bytes = b"",
+        *,
+        may_be_away: bool = False,
+        **headers: str,
     ) -> httpx.Response | None:
-        """The answer to one attempt; None if there is none, or none that says what happened."""
+        """The answer to one attempt; None if there is none.
+
+        Nor is one that the database was away, unless that is wanted.
+        """
         named = {name.replace("_", "-"): value for name, value in headers.items()}
         try:
             answer = await self.any().request(method, target, content=body or None, headers=named)
@@ -88,7 +97,7 @@ class Wire:
             return None
         if answer.status_code == 503:
             self._report.count("answered 503")
-            return None
+            return answer if may_be_away else None
         if answer.status_code >= 500:
             raise Broken(f"{method} {target} was answered {answer.status_code}: {answer.text}")
         return answer
@@ -175,9 +184,15 @@ class Writer:
 
     async def _send_once(self, batch: Batch) -> None:
         batch.sent = 1
-        answer = await self._wire.ask("POST", batch.stream, body_of(batch), **self._headers(batch))
-        if answer is not None:
+        answer = await self._wire.ask(
+            "POST", batch.stream, body_of(batch), may_be_away=True, **self._headers(batch)
+        )
+        if answer is None:
+            return
+        if answer.status_code != 503:
             self._told(batch, answer)
+        elif "nothing was written" in answer.text:
+            batch.outcome = "refused"
 
     async def _produce(self) -> None:
         """Several at once, each until it is answered: in the order of their numbers, then."""

@@ -30,7 +30,8 @@ class Batch(msgspec.Struct):
     #: None for a plain one, which is sent once.
     producer: tuple[str, int, int] | None = None
     closes: bool = False
-    #: Refused: the stream was closed. After a lost answer that says nothing of this batch.
+    #: Refused: it was told not to be written, or that the stream was closed; the latter says
+    #: nothing of a batch that was sent before.
     outcome: Literal["acknowledged", "refused", "unknown"] = "unknown"
     #: How many events the stream had afterwards, if it was told that it was written just now.
     version: int | None = None

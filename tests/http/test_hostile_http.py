@@ -429,8 +429,11 @@ def repeat(run: Callable[[], None]) -> None:
     """Run it once, or in the long form until the time is over."""
     ends = time.monotonic() + SECONDS / 2
     run()
+    times = 1
     while time.monotonic() < ends:
         run()
+        times += 1
+    print(f"{times} times")  # noqa: T201  `pytest -rP` shows it
 
 
 fuzzed = settings(
