@@ -12,6 +12,7 @@ from typing import Any
 from uuid import UUID
 
 import pytest
+from seats import STREAM, Booked, Freed, Poison, Seats, agrees, brief, folded, messages, stored
 from sqlalchemy import (
     JSON,
     Boolean,
@@ -24,7 +25,6 @@ from sqlalchemy import (
     LargeBinary,
     MetaData,
     Numeric,
-    PrimaryKeyConstraint,
     String,
     Table,
     Uuid,
@@ -40,84 +40,13 @@ from eventstore import (
     Event,
     EventStore,
     InvalidArgumentError,
-    ProjectionChangedError,
     RecordedEvent,
-    StreamDeleted,
     StreamDeletedError,
     TableProjection,
     on,
 )
 from eventstore.followers.follower import TableFollower
-from eventstore.followers.rebuild import Rebuild
 from eventstore.projections.changes import key_text
-
-STREAM = "projections/told-seats"
-
-
-class Booked(Event, name="told-booked"):
-    seat: int
-    guest: str
-
-
-class Freed(Event, name="told-freed"):
-    seat: int
-
-
-class Poison(Event, name="told-poison"):
-    harmful: bool = True
-
-
-class Seats(TableProjection, name="told-seats", changes=STREAM):
-    halls = Table(
-        "told_halls",
-        TableProjection.metadata,
-        Column("hall", String, primary_key=True),
-        Column("taken", Integer, nullable=False),
-    )
-    seats = Table(
-        "told_seats",
-        TableProjection.metadata,
-        Column("hall", ForeignKey(halls.c.hall), nullable=False),
-        Column("seat", Integer, nullable=False),
-        Column("guest", String, nullable=False),
-        PrimaryKeyConstraint("hall", "seat"),
-    )
-
-    poisonous = True
-
-    @on(Booked)
-    def _booked(self, event: Booked, record: RecordedEvent) -> None:
-        hall = record.aggregate_id
-        if self.get(self.halls, hall) is None:
-            self.insert(self.halls, hall=hall, taken=0)
-        if self.get(self.seats, (hall, event.seat)) is None:
-            self.add(self.halls, hall, taken=1)
-        self.put(self.seats, hall=hall, seat=event.seat, guest=event.guest)
-
-    @on(Freed)
-    def _freed(self, event: Freed, record: RecordedEvent) -> None:
-        self.delete(self.seats, (record.aggregate_id, event.seat))
-        self.add(self.halls, record.aggregate_id, taken=-1)
-
-    @on(Poison)
-    def _poison(self, event: Poison, record: RecordedEvent) -> None:
-        self.put(self.halls, hall=record.aggregate_id, taken=99)
-        if self.poisonous:
-            raise RuntimeError("poison")
-
-    @on(StreamDeleted)
-    def _deleted(self, event: StreamDeleted, record: RecordedEvent) -> None:
-        hall = record.aggregate_id
-        rows = select(self.seats.c.seat).where(self.seats.c.hall == hall)
-        for seat in self.db.scalars(rows).all():
-            self.delete(self.seats, (hall, seat))
-        self.delete(self.halls, hall)
-
-
-@pytest.fixture
-def store(database_url: str) -> Iterator[EventStore]:
-    with EventStore(database_url) as opened:
-        yield opened
 
 
 @pytest.fixture
@@ -125,47 +54,6 @@ def file_store(sqlite_url: str) -> Iterator[EventStore]:
     """For what is the same on each database."""
     with EventStore(sqlite_url) as opened:
         yield opened
-
-
-def messages(store: EventStore, stream: str = STREAM, after: int = 0) -> list[dict[str, Any]]:
-    return [json.loads(record.data) for record in store.read(stream, after=after)]
-
-
-def brief(store: EventStore, stream: str = STREAM, after: int = 0) -> list[tuple[Any, ...]]:
-    return [
-        (m["headers"]["operation"], m["type"], m["key"], *m.get("value", {}).values())
-        for m in messages(store, stream, after)
-    ]
-
-
-def folded(store: EventStore, stream: str = STREAM) -> dict[tuple[str, str], Any]:
-    """The rows as a reader of the stream has them. Each operation has to fit what was before."""
-    rows: dict[tuple[str, str], Any] = {}
-    for message in messages(store, stream):
-        place, operation = (message["type"], message["key"]), message["headers"]["operation"]
-        assert (place in rows) == (operation != "insert"), message
-        if operation == "delete":
-            assert "value" not in message
-            del rows[place]
-        else:
-            assert rows.get(place) != message["value"], "nothing has changed"
-            rows[place] = message["value"]
-    return rows
-
-
-def stored(store: EventStore, *tables: Table) -> dict[tuple[str, str], Any]:
-    rows = {}
-    with store.connect() as db:
-        for table in tables or (Seats.halls, Seats.seats):
-            for row in db.execute(select(table)).mappings():
-                key = key_text([row[column.key] for column in table.primary_key])
-                rows[table.name, key] = dict(row)
-    return rows
-
-
-def agrees(store: EventStore) -> bool:
-    assert folded(store) == stored(store)
-    return True
 
 
 # --- following -----------------------------------------------------------------------------------
@@ -403,151 +291,7 @@ def test_the_stream_adds_up_to_the_tables_whatever_handlers_do(seed: int) -> Non
             assert folded(store, stream) == stored(store, Anything.rows)
 
 
-# --- the past, and rebuilding --------------------------------------------------------------------
-
-
-def test_the_past_tells_nothing(store: EventStore) -> None:
-    store.append("told/red", Booked(1, "Ann"))
-    store.catch_up(Seats)
-    told = store.version(STREAM)
-    store.append("told/red", Booked(2, "Bob"))
-    with store.as_of(Seats) as db:
-        assert db.scalar(select(Seats.halls.c.taken)) == 2
-    assert store.version(STREAM) == told
-
-
-def test_a_rebuild_tells_what_it_changes(store: EventStore) -> None:
-    store.append("told/red", [Booked(1, "Ann"), Booked(2, "Bob")])
-    store.append("told/blue", Booked(1, "Eve"))
-    store.catch_up(Seats)
-    told = store.version(STREAM)
-    store.rebuild(Seats, verify=True)
-    assert store.version(STREAM) == told  # nothing has changed
-    with store.engine.begin() as db:  # behind its back, as a handler with a mistake would
-        db.execute(update(Seats.seats).where(Seats.seats.c.guest == "Ann").values(guest="Zoe"))
-        db.execute(delete(Seats.seats).where(Seats.seats.c.guest == "Bob"))
-        db.execute(insert(Seats.halls).values(hall="green", taken=5))
-    store.accept(Seats)
-    assert agrees(store)
-    told = store.version(STREAM)
-    store.append("told/red", Booked(3, "Max"))
-    progress = store.rebuild(Seats)
-    assert sorted(brief(store, after=told)) == [
-        ("delete", "told_halls", "green"),
-        ("insert", "told_seats", '["red",2]', "red", 2, "Bob"),
-        ("insert", "told_seats", '["red",3]', "red", 3, "Max"),
-        ("update", "told_halls", "red", "red", 3),
-        ("update", "told_seats", '["red",1]', "red", 1, "Ann"),
-    ]
-    assert messages(store)[-1]["headers"]["txid"] == str(progress.position)
-    assert agrees(store)
-
-
-def test_what_is_appended_during_a_rebuild_is_told_too(
-    store: EventStore, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    store.append("told/red", [Booked(1, "Ann"), Booked(2, "Bob"), Booked(3, "Eve")])
-    store.append("told/blue", Booked(1, "Ann"))
-    store.catch_up(Seats)
-    with store.engine.begin() as db:
-        db.execute(update(Seats.seats).where(Seats.seats.c.guest == "Ann").values(guest="Zoe"))
-    store.accept(Seats)
-    survey, finish = Rebuild._survey, Rebuild._finish
-
-    def surveyed(self: Rebuild, *args: Any) -> None:
-        survey(self, *args)
-        store.append("told/red", [Freed(2), Booked(3, "Max"), Booked(4, "Kim")])
-        store.catch_up(Seats)
-        store.append("told/blue", [Freed(1), Booked(2, "Lea")])
-
-    def finished(self: Rebuild, *args: Any) -> Any:
-        store.append("told/red", [Freed(3), Booked(5, "Ann")])
-        store.catch_up(Seats)  # the new tables must not be behind
-        return finish(self, *args)
-
-    monkeypatch.setattr(Rebuild, "_survey", surveyed)
-    monkeypatch.setattr(Rebuild, "_finish", finished)
-    store.rebuild(Seats)
-    assert agrees(store)
-    rows = folded(store)
-    assert [row["guest"] for (_, key), row in sorted(rows.items()) if key[0] == "["] == [
-        "Lea",
-        "Ann",
-        "Kim",
-        "Ann",
-    ]
-
-
-def test_a_rebuild_that_fails_tells_nothing(store: EventStore) -> None:
-    store.append("told/red", [Booked(1, "Ann")])
-    store.catch_up(Seats)
-    with store.engine.begin() as db:
-        db.execute(update(Seats.seats).values(guest="Zoe"))
-    told, head = store.version(STREAM), store.head()
-    with pytest.raises(Exception, match="told_seats"):
-        store.rebuild(Seats, verify=True)
-    assert (store.version(STREAM), store.head()) == (told, head)
-
-
-def evolving(version: int, *, changes: str | None, columns: list[Column[Any]]) -> Any:
-    """The same projection with other code."""
-
-    def handle(self: Any, event: Booked, record: RecordedEvent) -> None:
-        values = {"guest": event.guest, "seat": event.seat, "note": "new"}
-        known = {name: values[name] for name in values if name in table.c}
-        self.put(table, **known)
-
-    handle.__annotations__ = {"event": Booked, "record": RecordedEvent, "return": None}
-    table = Table(f"told_guests_{len(columns)}", TableProjection.metadata, *columns)
-    members = {"version": version, "guests": table, "_booked": on(Booked)(handle)}
-    members["__module__"] = __name__
-    return type(TableProjection)(
-        "Evolving", (TableProjection,), members, name="told-evolving", changes=changes
-    )
-
-
-def test_a_rebuild_leads_from_any_tables_to_the_new_ones(store: EventStore) -> None:
-    stream = "projections/told-evolving"
-    store.append("told/red", [Booked(1, "Ann"), Booked(2, "Bob")])
-
-    def columns(*more: Column[Any]) -> list[Column[Any]]:
-        return [Column("guest", String, primary_key=True), Column("seat", Integer), *more]
-
-    store.catch_up(evolving(1, changes=None, columns=columns()))
-    # It begins to tell: that is refused until the stream can be whole.
-    told = evolving(1, changes=stream, columns=columns())
-    with pytest.raises(ProjectionChangedError):
-        store.catch_up(told)
-    store.accept(told)
-    assert folded(store, stream) == stored(store, told.guests)
-    assert len(folded(store, stream)) == 2
-    # Another table in the place of the old one.
-    wider = evolving(2, changes=stream, columns=columns(Column("note", String)))
-    store.rebuild(wider)
-    assert folded(store, stream) == stored(store, wider.guests)
-    store.append("told/red", Booked(3, "Eve"))
-    store.catch_up(wider)
-    assert folded(store, stream) == stored(store, wider.guests)
-    # A stream of another name, for readers that begin anew.
-    renamed = evolving(3, changes=f"{stream}-3", columns=columns(Column("note", String)))
-    store.rebuild(renamed)
-    assert folded(store, f"{stream}-3") == stored(store, renamed.guests)
-    assert len(folded(store, f"{stream}-3")) == 3
-
-
-def test_many_rows_are_told_page_by_page(
-    store: EventStore, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("eventstore.projections.told._PAGE", 3)
-    store.append("told/red", [Booked(seat, "Ann") for seat in range(10)])
-    store.catch_up(Seats)
-    with store.engine.begin() as db:
-        db.execute(delete(Seats.seats).where(Seats.seats.c.seat < 5))
-    store.accept(Seats)
-    assert agrees(store)
-    store.rebuild(Seats)
-    assert agrees(store)
-    assert len(folded(store)) == 11
+# --- what is refused -----------------------------------------------------------------------------
 
 
 def test_a_stream_that_is_not_its_own_is_refused(file_store: EventStore) -> None:
@@ -568,77 +312,6 @@ def test_a_stream_that_was_deleted_stops_it_until_it_has_another(file_store: Eve
         store.catch_up(Seats)
     assert store.parked(Seats) == []
     assert stored(store)["told_halls", "red"]["taken"] == 1
-
-
-# --- what is told --------------------------------------------------------------------------------
-
-
-class Typed(TableProjection, name="told-typed", changes="projections/told-typed"):
-    things = Table(
-        "told_things",
-        TableProjection.metadata,
-        Column("id", Uuid, primary_key=True),
-        Column("price", Numeric(10, 2)),
-        Column("weight", Float),
-        Column("made", DateTime(timezone=True)),
-        Column("day", Date),
-        Column("picture", LargeBinary),
-        Column("ready", Boolean),
-        Column("more", JSON),
-        Column("state", String, server_default="new"),
-        Column("unset", String),
-    )
-
-    @on(Booked)
-    def _booked(self, event: Booked) -> None:
-        self.insert(
-            self.things,
-            id=UUID(int=event.seat),
-            price=Decimal("1.5"),
-            weight=0.25,
-            made=datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC),
-            day=date(2026, 1, 2),
-            picture=b"\xff\x00",
-            ready=True,
-            more={"a": [1, None]},
-        )
-
-
-def test_a_row_is_told_as_json(store: EventStore) -> None:
-    store.append("told/red", Booked(5, "Ann"))
-    store.catch_up(Typed)
-    (message,) = messages(store, "projections/told-typed")
-    made = message["value"].pop("made")
-    assert datetime.fromisoformat(made).replace(tzinfo=UTC) == datetime(2026, 1, 2, 3, 4, 5, 0, UTC)
-    assert (message["type"], message["key"]) == ("told_things", str(UUID(int=5)))
-    assert message["value"] == {
-        "id": str(UUID(int=5)),
-        "price": "1.50",
-        "weight": 0.25,
-        "day": "2026-01-02",
-        "picture": "/wA=",
-        "ready": True,
-        "more": {"a": [1, None]},
-        "state": "new",
-        "unset": None,
-    }
-    store.rebuild(Typed)
-    assert store.version("projections/told-typed") == 1
-
-
-def test_no_two_keys_have_the_same_text() -> None:
-    assert key_text(["a"]) == "a"
-    assert key_text([5]) == "5"
-    assert key_text(["a", 1]) == '["a",1]'
-    assert key_text(["é", "b"]) == '["é","b"]'
-    assert key_text([UUID(int=1)]) == str(UUID(int=1))
-    assert key_text([""]) == '""'
-    assert key_text(['""']) == r'"\"\""'
-    assert key_text(['a","b']) == 'a","b'
-    assert key_text(["a,b", "c"]) != key_text(["a", "b,c"])
-
-
-# --- what is refused -----------------------------------------------------------------------------
 
 
 OTHERS = Table("told_others", MetaData(), Column("id", Integer))
@@ -707,3 +380,71 @@ def test_what_could_not_be_told_is_refused_when_the_class_is_made() -> None:
         projection("told-name", "projections/\n")
     with pytest.raises(DefinitionError, match="belongs to"):
         projection("told-taken", STREAM)
+
+
+# --- what is told --------------------------------------------------------------------------------
+
+
+class Typed(TableProjection, name="told-typed", changes="projections/told-typed"):
+    things = Table(
+        "told_things",
+        TableProjection.metadata,
+        Column("id", Uuid, primary_key=True),
+        Column("price", Numeric(10, 2)),
+        Column("weight", Float),
+        Column("made", DateTime(timezone=True)),
+        Column("day", Date),
+        Column("picture", LargeBinary),
+        Column("ready", Boolean),
+        Column("more", JSON),
+        Column("state", String, server_default="new"),
+        Column("unset", String),
+    )
+
+    @on(Booked)
+    def _booked(self, event: Booked) -> None:
+        self.insert(
+            self.things,
+            id=UUID(int=event.seat),
+            price=Decimal("1.5"),
+            weight=0.25,
+            made=datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC),
+            day=date(2026, 1, 2),
+            picture=b"\xff\x00",
+            ready=True,
+            more={"a": [1, None]},
+        )
+
+
+def test_a_row_is_told_as_json(store: EventStore) -> None:
+    store.append("told/red", Booked(5, "Ann"))
+    store.catch_up(Typed)
+    (message,) = messages(store, "projections/told-typed")
+    made = message["value"].pop("made")
+    assert datetime.fromisoformat(made).replace(tzinfo=UTC) == datetime(2026, 1, 2, 3, 4, 5, 0, UTC)
+    assert (message["type"], message["key"]) == ("told_things", str(UUID(int=5)))
+    assert message["value"] == {
+        "id": str(UUID(int=5)),
+        "price": "1.50",
+        "weight": 0.25,
+        "day": "2026-01-02",
+        "picture": "/wA=",
+        "ready": True,
+        "more": {"a": [1, None]},
+        "state": "new",
+        "unset": None,
+    }
+    store.rebuild(Typed)
+    assert store.version("projections/told-typed") == 1
+
+
+def test_no_two_keys_have_the_same_text() -> None:
+    assert key_text(["a"]) == "a"
+    assert key_text([5]) == "5"
+    assert key_text(["a", 1]) == '["a",1]'
+    assert key_text(["é", "b"]) == '["é","b"]'
+    assert key_text([UUID(int=1)]) == str(UUID(int=1))
+    assert key_text([""]) == '""'
+    assert key_text(['""']) == r'"\"\""'
+    assert key_text(['a","b']) == 'a","b'
+    assert key_text(["a,b", "c"]) != key_text(["a", "b,c"])
