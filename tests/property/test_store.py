@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import datetime
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
     RuleBasedStateMachine,
@@ -19,6 +19,7 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 from sqlalchemy import delete
+from tallies import MICROSECOND, START, Added, Labelled, Tally, facts, folded, offsets, state
 
 from eventstore import (
     ANY,
@@ -38,57 +39,10 @@ from eventstore import (
     StreamNotFoundError,
     Write,
     WrongExpectedVersionError,
-    on,
 )
 from eventstore.log.tables import appends, events, snapshots, streams
 
-START = datetime(2026, 3, 1, 12, tzinfo=UTC)
-MICROSECOND = timedelta(microseconds=1)
-
-
-class Added(Event, name="property-added"):
-    amount: int
-
-
-class Labelled(Event, name="property-labelled", aliases=["property-named"]):
-    text: str
-
-
-class Passed(Event, name="property-passed"):
-    """Nobody handles it."""
-
-
-class Tally(Aggregate, stream="property-tally/{id}", snapshot_every=2):
-    trail: list[int] = []  # noqa: RUF012 (each instance has its own copy)
-    label: str = ""
-
-    @on(Added)
-    def _added(self, event: Added) -> None:
-        self.trail.append(event.amount + len(self.trail))
-
-    @on(Labelled)
-    def _labelled(self, event: Labelled) -> None:
-        self.label += event.text
-
-
-def folded(facts: Iterable[Event | None]) -> tuple[list[int], str]:
-    """The state that the events lead to, by other code than the aggregate's."""
-    trail: list[int] = []
-    label = ""
-    for fact in facts:
-        match fact:
-            case Added(amount=amount):
-                trail.append(amount + len(trail))
-            case Labelled(text=text):
-                label += text
-    return trail, label
-
-
-def state(tally: Tally) -> tuple[list[int], str]:
-    return tally.trail, tally.label
-
-
-# --- the model -------------------------------------------------------------------------------
+# --- the model -----------------------------------------------------------------------------------
 
 
 @dataclass
@@ -169,23 +123,21 @@ def meant(entry: Entry) -> tuple[Any, ...]:
     return entry.position, entry.stream, entry.version, entry.event, entry.at, entry.type
 
 
-# --- what is drawn ---------------------------------------------------------------------------
+# --- what is drawn -------------------------------------------------------------------------------
+
 
 IDS = ("a", "b/c")
 STREAMS = (*(f"property-tally/{id}" for id in IDS), "property-other/x", "property-else")
 CATEGORIES: tuple[type[Aggregate] | str, ...] = (Tally, "property-other", "property-else", "none")
 TYPES: tuple[type[Event] | str, ...] = (Added, Labelled, "property-passed", "$deleted", "none")
 
-facts = st.one_of(
-    st.builds(Added, st.integers(-5, 5)),
-    st.builds(Labelled, st.sampled_from(["x", "é", "\\", "🐚"])),
-    st.just(Passed()),
-)
+
 expectations: st.SearchStrategy[Expected | str] = st.one_of(
     st.sampled_from([ANY, "present", STREAM_EXISTS, NO_STREAM]), st.integers(0, 6)
 )
 keys = st.one_of(st.none(), st.sampled_from(["k1", "k2", "k3"]))
-offsets = st.integers(-4, 8)
+
+
 small = st.integers(0, 12)
 maybe = st.one_of(st.none(), small)
 ats = st.one_of(st.none(), st.integers(-6, 60))
@@ -557,97 +509,3 @@ def test_the_store_does_what_its_model_does(store: EventStore) -> None:
             suppress_health_check=list(HealthCheck),
         ),
     )
-
-
-# --- snapshots change no answer --------------------------------------------------------------
-
-
-def record(tally: Tally, new: list[Event]) -> None:
-    for fact in new:
-        tally.record(fact)
-
-
-def _tally_class(every: int) -> type[Tally]:
-    class Snapped(Tally, stream=f"property-every-{every}/{{id}}", snapshot_every=every):
-        pass
-
-    return Snapped
-
-
-SNAPPED = {every: _tally_class(every) for every in range(1, 6)}
-
-appends_in_turn = st.lists(
-    st.tuples(
-        st.lists(facts, min_size=1, max_size=3),
-        offsets,  # the clock's next step
-        st.sampled_from(["append", "save", "transact", "load", "delete"]),
-    ),
-    min_size=1,
-    max_size=8,
-)
-
-
-def test_deleting_every_snapshot_changes_no_answer(store: EventStore) -> None:
-    clock = [START]
-    kept = 0
-    number = iter(range(10**6))
-    ticking = EventStore(store.engine, clock=lambda: clock[0])
-
-    @settings(
-        max_examples=15 if store.engine.dialect.name == "postgresql" else 50,
-        deadline=None,
-        suppress_health_check=list(HealthCheck),
-    )
-    @given(every=st.integers(1, 5), turns=appends_in_turn)
-    def check(every: int, turns: list[tuple[list[Event], int, str]]) -> None:
-        nonlocal kept
-        cls, id = SNAPPED[every], str(next(number))
-        stream = f"property-every-{every}/{id}"
-        past: list[tuple[Event, datetime]] = []
-        for new, step, how in turns:
-            clock[0] += step * MICROSECOND
-            at = max([clock[0], *(at for _, at in past[-1:])])
-            if how == "delete":
-                ticking.delete_snapshots(cls, id)
-            if how == "append" or not past:
-                ticking.append(stream, new)
-            else:
-                ticking.transact(cls, id, record, new)
-            if how == "load":
-                ticking.load(cls, id)
-            past += [(fact, at) for fact in new]
-
-        def answers(of: EventStore) -> list[object]:
-            found: list[object] = []
-            for version in range(1, len(past) + 1):
-                tally = of.load(cls, id, version=version)
-                found.append((tally.version, *state(tally)))
-            for at in moments:
-                try:
-                    tally = of.load(cls, id, at=at)
-                    found.append((tally.version, *state(tally)))
-                except StreamNotFoundError:
-                    found.append(None)
-            tally = of.load(cls, id)
-            return [*found, (tally.version, *state(tally))]
-
-        moments = sorted({at + by * MICROSECOND for _, at in past for by in (-1, 0, 1)})
-        counts = [*range(1, len(past) + 1)]
-        counts += [sum(then <= at for _, then in past) for at in moments]
-        expected = [
-            (count, *folded(fact for fact, _ in past[:count])) if count else None
-            for count in [*counts, len(past)]
-        ]
-        with EventStore(store.engine, cache=5) as cached:
-            assert answers(ticking) == expected
-            assert answers(cached) == expected
-            kept += ticking.delete_snapshots(cls, id)
-            assert answers(cached) == expected
-            assert answers(ticking) == expected
-        ticking.delete_snapshots()
-        with EventStore(store.engine, cache=5) as fresh:
-            assert answers(fresh) == expected
-
-    check()
-    assert kept, "no example had a snapshot"
-    ticking.close()
