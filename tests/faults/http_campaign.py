@@ -313,9 +313,13 @@ class HttpCampaign:
             if time.monotonic() >= due:
                 del self._due[place]
                 self._start(place)
-        for process in self._servers.values():
+        for place, process in list(self._servers.items()):
             if process.has_ended:
-                raise Broken(f"a server has ended: {process.errors}")
+                # It does not begin without its database: whoever watches it begins it again.
+                if not self._database.faults() or "a retry is safe" not in process.errors:
+                    raise Broken(f"a server has ended: {process.errors}")
+                self._start(place)
+                self._note("server that began while the database was away")
 
     def _ended(self, process: Process) -> None:
         # One that has just begun may not listen yet, and ends by the signal itself.
