@@ -309,14 +309,14 @@ class Campaign(ABC):
     def finish(self) -> None:
         """Rebuild at rest, and have all verified: nothing differs. Raises Broken."""
         with self.store() as store:
-            if found := list(verify(store, projections=PROJECTIONS)):
-                raise Broken(f"eventstore verify finds {found[:3]}")
             for projection in PROJECTIONS:
                 store.rebuild(projection, verify=True)
             with store.connect() as connection:
                 left = shadows(connection)
             if left:
                 raise Broken(f"rebuilds have left {left}")
+            if found := list(verify(store, projections=PROJECTIONS)):
+                raise Broken(f"eventstore verify finds {found[:3]}")
 
     def close(self) -> None:
         for _, _, process in self.running:
