@@ -32,9 +32,6 @@ def store(url: str) -> Iterator[EventStore]:
         yield opened
 
 
-# --- in the test ---------------------------------------------------------------------------------
-
-
 class Program:
     """Starts workers, as an operator would."""
 
