@@ -21,10 +21,15 @@ GET = b"GET / HTTP/1.1\r\nhost: localhost\r\n\r\n"
 
 
 async def answers(scope: Any, receive: Any, send: Any) -> None:
-    """An application that answers /large with a lot, and anything else with a little."""
+    """An application that answers /large with a lot, and anything else with a little.
+
+    /slow has its head first, and its body when there is the request's.
+    """
     body = LARGE if scope["path"] == "/large" else b"ok"
     headers = [(b"content-length", b"%d" % len(body))]
     await send({"type": "http.response.start", "status": 200, "headers": headers})
+    if scope["path"] == "/slow":
+        await receive()
     await send({"type": "http.response.body", "body": body})
 
 
@@ -70,6 +75,18 @@ async def ended(reader: asyncio.StreamReader) -> bytes:
             return await reader.read()
         except ConnectionError:
             return b""
+
+
+def test_a_head_does_not_wait_for_a_body_that_is_not_there_yet() -> None:
+    async def scenario() -> None:
+        async with server() as (connect, _), asyncio.timeout(PATIENCE):
+            reader, writer = await connect()
+            writer.write(b"POST /slow HTTP/1.1\r\nhost: localhost\r\ncontent-length: 1\r\n\r\n")
+            assert b"content-length: 2" in await reader.readuntil(b"\r\n\r\n")
+            writer.write(b"x")
+            assert await reader.readexactly(2) == b"ok"
+
+    asyncio.run(scenario())
 
 
 @pytest.mark.parametrize(
