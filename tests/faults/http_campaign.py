@@ -221,12 +221,11 @@ class HttpCampaign:
         return started(lambda stop: work(spot, stop), spot.report.with_suffix(".errors"))
 
     def _proxy(self, place: _Place, done: Path) -> Process:
-        server = ("127.0.0.1", place.port)
-        standing = proxy.Proxy(place.folder, server, done, str(self._chance.random()))
+        seed = str(self._chance.random())
 
         def run(_: Stop) -> None:
             proxy.DELAY, proxy.CUT = _DELAY, _CUT
-            standing.run()
+            proxy.Proxy(place.folder, ("127.0.0.1", place.port), done, seed).run()
 
         return started(run, self._folder / f"{self._number}-proxy.errors")
 
