@@ -18,7 +18,7 @@ from typing import Final
 
 from eventstore import moments
 from eventstore.aio.hops import Hops
-from eventstore.errors import EventStoreError, LogLockedError, LogUnavailableError
+from eventstore.errors import EventStoreError, LogError, LogLockedError, LogUnavailableError
 from eventstore.http.reading import Found, Page, Reader
 from eventstore.http.transaction import not_found
 from eventstore.log.base import Log
@@ -49,7 +49,8 @@ class Feed:
         #: The highest version that has been heard of.
         self.version = 0
         self._waiting: set[asyncio.Future[None]] = set()
-        self._reads: dict[int, asyncio.Future[Page]] = {}
+        #: Reads under way, by the version past which they read, and who waits for each.
+        self._reads: dict[int, tuple[asyncio.Future[Page], list[asyncio.Future[Page]]]] = {}
 
     def news(self) -> None:
         """Wake all that wait."""
@@ -74,11 +75,26 @@ class Feed:
 
     async def read(self, start: int, read: Callable[[], asyncio.Future[Page]]) -> Page:
         """The page past a version: read once for all that ask for it at the same time."""
-        shared = self._reads.get(start)
-        if shared is None:
-            shared = self._reads[start] = read()
-            shared.add_done_callback(lambda _: self._reads.pop(start, None))
-        return await asyncio.shield(shared)
+        under_way = self._reads.get(start)
+        if under_way is None:
+            under_way = self._reads[start] = read(), []
+            under_way[0].add_done_callback(lambda _: self._done(start))
+        # Its own future for each, as who goes away must not take the read along; `shield` would do
+        # the same, and take a quarter of a reader's time.
+        waiter: asyncio.Future[Page] = asyncio.get_running_loop().create_future()
+        under_way[1].append(waiter)
+        return await waiter
+
+    def _done(self, start: int) -> None:
+        found, waiting = self._reads.pop(start)
+        error = LogError("the read was ended") if found.cancelled() else found.exception()
+        for waiter in waiting:
+            if waiter.done():
+                continue
+            if error is None:
+                waiter.set_result(found.result())
+            else:
+                waiter.set_exception(error)
 
 
 class Hub:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
-from eventstore.http.events import data_event
+from eventstore.http.events import control_event, data_event
 from eventstore.http.messages import Form, enveloped, form_of, media_type
 from eventstore.http.offsets import offset
 from eventstore.http.transaction import gone, not_found, of_application
@@ -44,13 +44,22 @@ class Page:
     start: int
     end: int
     messages: Sequence[bytes]
-    _event: bytes | None = None
+    _data: bytes | None = None
+    _events: tuple[str | None, bytes] | None = None
 
-    def event(self) -> bytes:
-        """The messages as a server-sent event, made once for all readers."""
-        if self._event is None:
-            self._event = data_event(self.messages, self.found.media)
-        return self._event
+    def events(self, cursor: str | None) -> bytes:
+        """As server-sent events: made once for all readers that have the same cursor."""
+        if self._events is None or self._events[0] != cursor:
+            if self._data is None:
+                self._data = data_event(self.messages, self.found.media) if self.messages else b""
+            control = control_event(
+                self.found.offset(self.end),
+                cursor=cursor,
+                up_to_date=self.is_last,
+                closed=self.is_end,
+            )
+            self._events = cursor, self._data + control
+        return self._events[1]
 
     @property
     def is_last(self) -> bool:

@@ -240,9 +240,4 @@ def _is_known(if_none_match: str | None, etag: str) -> bool:
 
 def _event_bytes(page: Page, echoed: str | None) -> bytes:
     """What a reader of events is sent for a page."""
-    data = page.event() if page.messages else b""
-    place = page.found.offset(page.end)
-    if page.is_end:
-        return data + events.control_event(place, up_to_date=True, closed=True)
-    control = events.control_event(place, cursor=cursor(echoed), up_to_date=page.is_last)
-    return data + control
+    return page.events(None if page.is_end else cursor(echoed))
