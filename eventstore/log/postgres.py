@@ -56,11 +56,13 @@ from eventstore.log.base import (
     Receipt,
     Write,
 )
+from eventstore.log.borrowing import Borrowed, check_dialect
 from eventstore.log.frontier import Frontiers
 from eventstore.log.grouping import Request
 from eventstore.log.kept import KEPT, Seat
 from eventstore.log.notifying import Notifier, PostgresWatch, is_proxied
-from eventstore.log.sql import Borrowed, Rows, SqlLog, check_dialect, refuse
+from eventstore.log.reading import Rows
+from eventstore.log.sql import SqlLog, refuse
 from eventstore.log.tables import REVISION
 from eventstore.log.work import Joinable
 from eventstore.names import category_of

@@ -50,9 +50,11 @@ from eventstore.log.base import (
     Receipt,
     Write,
 )
+from eventstore.log.borrowing import Borrowed, check_dialect, savepoint
 from eventstore.log.grouping import Request
 from eventstore.log.kept import KEPT, Seat
-from eventstore.log.sql import Borrowed, Rows, SqlLog, check_dialect, savepoint
+from eventstore.log.reading import Rows
+from eventstore.log.sql import SqlLog
 from eventstore.log.watching import SqliteWatch
 from eventstore.log.work import Joinable, Work
 from eventstore.names import category_of
