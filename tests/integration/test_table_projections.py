@@ -1,135 +1,34 @@
-"""Read models in SQL tables: exactly once in step with the log, whatever fails."""
+"""Read models in SQL tables: exactly once with the log, and what is refused."""
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
-from sqlalchemy import (
-    CheckConstraint,
-    Column,
-    Connection,
-    Integer,
-    String,
-    Table,
-    create_engine,
-    func,
-    insert,
-    make_url,
-    select,
-    text,
-    update,
-)
-from sqlalchemy.exc import IntegrityError
+from ledgers import Ignored, Ledger, Moved, Opened, Renamed, balances, opened, owners
+from sqlalchemy import Column, Integer, String, Table, func, insert, select, text, update
 
 from eventstore import (
     CheckpointAheadError,
     DefinitionError,
-    Event,
     EventStore,
     EventStoreError,
-    HandlerError,
     LeaseLostError,
     LogUnavailableError,
     NotCaughtUpError,
-    NotInStepError,
-    ParkedEventsError,
     Projection,
-    ProjectionOutdatedError,
     RecordedEvent,
     ShardsChangedError,
-    StreamDeleted,
     TableProjection,
     TableTakenError,
-    WrongExpectedVersionError,
     on,
 )
 from eventstore.log import tables
 from eventstore.log.followers import Followers
 
-
-class Opened(Event, name="rows-opened"):
-    owner: str
-
-
-class Moved(Event, name="rows-moved"):
-    amount: int
-
-
-class Renamed(Event, name="rows-renamed"):
-    owner: str
-
-
-class Ignored(Event, name="rows-ignored"):
-    """Nobody handles it."""
-
-
-class Ledger(TableProjection, name="rows-ledger"):
-    accounts = Table(
-        "rows_accounts",
-        TableProjection.metadata,
-        Column("account", String, primary_key=True),
-        Column("owner", String, nullable=False),
-        Column("balance", Integer, CheckConstraint("balance >= 0"), nullable=False),
-    )
-    entries = Table(
-        "rows_entries",
-        TableProjection.metadata,
-        Column("position", Integer, primary_key=True),
-        Column("amount", Integer, nullable=False),
-    )
-
-    @on(Opened)
-    def _opened(self, event: Opened, record: RecordedEvent) -> None:
-        self.insert(self.accounts, account=record.aggregate_id, owner=event.owner, balance=0)
-
-    @on(Moved)
-    def _moved(self, event: Moved, record: RecordedEvent) -> None:
-        self.add(self.accounts, record.aggregate_id, balance=event.amount)
-        self.insert(self.entries, position=record.position, amount=event.amount)
-
-    @on(Renamed)
-    def _renamed(self, event: Renamed, record: RecordedEvent) -> None:
-        if event.owner == "poison":
-            raise RuntimeError("no such name")
-        self.db.execute(
-            update(self.accounts)
-            .where(self.accounts.c.account == record.aggregate_id)
-            .values(owner=event.owner)
-        )
-
-    @on(StreamDeleted)
-    def _deleted(self, event: StreamDeleted, record: RecordedEvent) -> None:
-        self.delete(self.accounts, record.aggregate_id)
-
-
-@pytest.fixture
-def store(database_url: str) -> Iterator[EventStore]:
-    with EventStore(database_url) as opened:
-        yield opened
-
-
-def balances(store: EventStore) -> dict[str, int]:
-    with store.connect() as db:
-        c = Ledger.accounts.c
-        return dict(map(tuple, db.execute(select(c.account, c.balance))))
-
-
-def owners(store: EventStore) -> dict[str, str]:
-    with store.connect() as db:
-        c = Ledger.accounts.c
-        return dict(map(tuple, db.execute(select(c.account, c.owner))))
-
-
-def opened(store: EventStore, *ids: str) -> None:
-    for id in ids:
-        store.append(f"rows/{id}", Opened("Ann"))
-
-
-# --- following ---------------------------------------------------------------------------------
+# --- following -----------------------------------------------------------------------------------
 
 
 def test_tables_are_made_and_brought_up_to_date(store: EventStore) -> None:
@@ -224,7 +123,7 @@ def test_a_handler_may_not_be_used_by_itself() -> None:
         _ = Ledger().db
 
 
-# --- waiting -----------------------------------------------------------------------------------
+# --- waiting -------------------------------------------------------------------------------------
 
 
 def test_a_reader_can_wait_for_what_it_wrote(store: EventStore) -> None:
@@ -243,104 +142,7 @@ def test_a_reader_can_wait_for_what_it_wrote(store: EventStore) -> None:
         assert balances(store) == {"a": 8}
 
 
-# --- poison ------------------------------------------------------------------------------------
-
-
-def test_a_poison_event_is_parked_with_what_follows_in_its_stream(store: EventStore) -> None:
-    opened(store, "a", "b")
-    store.append("rows/a", [Moved(1), Renamed("poison"), Moved(10)])
-    store.append("rows/b", [Moved(2), Renamed("Bob")])
-    assert store.catch_up(Ledger) == store.head()
-    assert balances(store) == {"a": 1, "b": 2}
-    store.append("rows/a", Moved(100))
-    store.append("rows/b", Moved(3))
-    store.catch_up(Ledger)
-    assert balances(store) == {"a": 1, "b": 5}
-    poison, *behind = store.parked(Ledger)
-    assert (poison.stream, poison.version, poison.type) == ("rows/a", 3, "rows-renamed")
-    assert poison.error == "RuntimeError: no such name"
-    assert poison.attempts == 2
-    assert [(p.version, p.error, p.attempts) for p in behind] == [(4, None, 0), (5, None, 0)]
-    assert store.status()[0].parked == 3
-
-
-def test_an_event_whose_rows_break_a_constraint_is_parked(store: EventStore) -> None:
-    opened(store, "a", "b")
-    store.append("rows/a", [Moved(1), Moved(-5)])
-    store.append("rows/b", Moved(1))
-    store.append("rows/none", Moved(1))  # there is no such row
-    store.catch_up(Ledger)
-    store.append("rows/a", Moved(5))  # one flush with the one before, it would have made up for it
-    store.catch_up(Ledger)
-    assert balances(store) == {"a": 1, "b": 1}
-    assert [(p.stream, p.version) for p in store.parked("rows-ledger")] == [
-        ("rows/a", 3),
-        ("rows/none", 1),
-        ("rows/a", 4),
-    ]
-    errors = [p.error or "" for p in store.parked(Ledger)]
-    assert "IntegrityError" in errors[0]
-    assert "RowNotFoundError" in errors[1]
-    with store.connect() as db:  # an event's rows are there whole or not at all
-        amounts = db.scalars(select(Ledger.entries.c.amount).order_by(Ledger.entries.c.position))
-        assert list(amounts) == [1, 1]
-
-
-def test_parked_events_can_be_retried(store: EventStore) -> None:
-    opened(store, "a", "b")
-    store.append("rows/a", Moved(-5))
-    store.catch_up(Ledger)
-    store.append("rows/a", Moved(6))
-    store.append("rows/none", Moved(1))
-    store.catch_up(Ledger)
-    assert balances(store) == {"a": 0, "b": 0}
-    assert store.retry(Ledger) == 3
-    store.catch_up(Ledger)  # nothing has changed
-    assert [(p.attempts, p.retry) for p in store.parked(Ledger)] == [
-        (3, False),
-        (0, False),
-        (3, False),
-    ]
-    with store.engine.begin() as db:
-        db.execute(update(Ledger.accounts).values(balance=5))
-    assert store.retry(Ledger, "rows/a") == 2
-    store.append("rows/a", Moved(100))
-    store.catch_up(Ledger)
-    assert balances(store) == {"a": 106, "b": 5}  # in the order of the stream
-    assert [p.stream for p in store.parked(Ledger)] == ["rows/none"]
-
-
-def test_parked_events_can_be_discarded(store: EventStore) -> None:
-    opened(store, "a")
-    store.append("rows/a", [Renamed("poison"), Moved(1), Renamed("poison"), Moved(2)])
-    store.catch_up(Ledger)
-    first, *_ = store.parked(Ledger)
-    assert store.discard(Ledger, first.position)
-    assert not store.discard(Ledger, first.position)
-    store.catch_up(Ledger)
-    assert balances(store) == {"a": 1}
-    assert [p.version for p in store.parked(Ledger)] == [4, 5]
-    store.discard(Ledger, store.parked(Ledger)[0].position)
-    store.append("rows/a", Moved(4))
-    store.catch_up(Ledger)
-    assert balances(store) == {"a": 7}
-    assert store.parked(Ledger) == []
-
-
-def test_a_deleted_streams_parked_events_have_nothing_left_to_do(store: EventStore) -> None:
-    opened(store, "a")
-    store.append("rows/a", [Renamed("poison"), Moved(1)])
-    store.catch_up(Ledger)
-    store.delete_stream("rows/a")
-    store.catch_up(Ledger)
-    assert len(store.parked(Ledger)) == 3
-    store.retry(Ledger)
-    store.catch_up(Ledger)
-    assert store.parked(Ledger) == []
-    assert balances(store) == {}
-
-
-# --- side effects ------------------------------------------------------------------------------
+# --- side effects --------------------------------------------------------------------------------
 
 
 class Watched(TableProjection, name="rows-watched"):
@@ -396,7 +198,7 @@ def test_catching_up_goes_on_with_the_tables_of_a_rebuild(
     assert balances(store) == {"a": 5}
 
 
-# --- shards ------------------------------------------------------------------------------------
+# --- shards --------------------------------------------------------------------------------------
 
 
 def sharded(count: int) -> type[TableProjection]:
@@ -463,176 +265,7 @@ def test_the_number_of_shards_cannot_change_in_the_middle_of_the_log(store: Even
     assert (caught.value.found, caught.value.required) == (2, 3)
 
 
-# --- in step -----------------------------------------------------------------------------------
-
-
-class Steps(TableProjection, name="rows-steps"):
-    balances = Table(
-        "rows_steps",
-        TableProjection.metadata,
-        Column("account", String, primary_key=True),
-        Column("balance", Integer, CheckConstraint("balance >= 0"), nullable=False),
-    )
-
-    @on(Opened)
-    def _opened(self, event: Opened, record: RecordedEvent) -> None:
-        self.insert(self.balances, account=record.aggregate_id, balance=0)
-
-    @on(Moved)
-    def _moved(self, event: Moved, record: RecordedEvent) -> None:
-        self.add(self.balances, record.aggregate_id, balance=event.amount)
-
-    @on(StreamDeleted)
-    def _deleted(self, event: StreamDeleted, record: RecordedEvent) -> None:
-        self.delete(self.balances, record.aggregate_id)
-
-
-@pytest.fixture(params=["sqlite", "postgres"])
-def shared_url(request: pytest.FixtureRequest) -> str:
-    url: str = request.getfixturevalue(f"{request.param}_url")
-    return url
-
-
-def steps(db: Connection) -> dict[str, int]:
-    return dict(map(tuple, db.execute(select(Steps.balances))))
-
-
-def steps_of(store: EventStore) -> dict[str, int]:
-    with store.connect() as db:
-        return steps(db)
-
-
-def test_a_projection_in_step_is_read_as_soon_as_a_save_returns(database_url: str) -> None:
-    with EventStore(database_url, in_step=[Steps]) as store:
-        store.append("rows/a", [Opened("Ann"), Moved(3)])
-        assert steps_of(store) == {"a": 3}
-        store.append("rows/a", [Ignored(), Moved(4)])
-        assert steps_of(store) == {"a": 7}
-        assert store.catch_up(Steps) == store.wait_for(Steps) == store.head()
-        store.delete_stream("rows/a")
-        assert steps_of(store) == {}
-        (status,) = store.status()
-        assert (status.in_step, status.behind) == (True, 0)
-
-
-def test_what_was_there_before_is_caught_up_with_at_first(shared_url: str) -> None:
-    with EventStore(shared_url) as store:
-        store.append("rows/a", [Opened("Ann"), Moved(3)])
-    for _ in range(2):
-        with EventStore(shared_url, in_step=[Steps]) as store:
-            assert steps_of(store)["a"] == 3
-    with EventStore(shared_url, in_step=[Steps]) as store:
-        store.append("rows/b", [Opened("Bob"), Moved(1)])
-        assert steps_of(store) == {"a": 3, "b": 1}
-
-
-def test_a_handler_that_fails_in_step_refuses_the_append(database_url: str) -> None:
-    with EventStore(database_url, in_step=[Steps]) as store:
-        store.append("rows/a", [Opened("Ann"), Moved(3)])
-        with pytest.raises(HandlerError) as caught:
-            store.append("rows/a", [Moved(1), Moved(-9)])
-        assert isinstance(caught.value.__cause__, IntegrityError)
-        assert caught.value.stream == "rows/a"
-        assert store.version("rows/a") == 2
-        assert steps_of(store) == {"a": 3}
-        with pytest.raises(WrongExpectedVersionError):
-            store.append("rows/a", Moved(1), expected=7)
-        store.append("rows/a", Moved(1), expected=2)
-        assert steps_of(store) == {"a": 4}
-
-
-def test_in_step_with_an_idempotency_key_is_once(database_url: str) -> None:
-    with EventStore(database_url, in_step=[Steps]) as store:
-        store.append("rows/a", Opened("Ann"))
-        for _ in range(3):
-            store.append("rows/a", Moved(5), idempotency_key="payment")
-        assert steps_of(store) == {"a": 5}
-
-
-def test_in_step_with_the_callers_transaction(database_url: str) -> None:
-    with EventStore(database_url, in_step=[Steps]) as store:
-        store.append("rows/a", Opened("Ann"))
-        with store.connect() as db:
-            store.append("rows/a", Moved(5), connection=db)
-            assert steps(db) == {"a": 5}
-            db.rollback()
-        assert steps_of(store) == {"a": 0}
-        with store.connect() as db:
-            store.append("rows/a", Moved(5), connection=db)
-            with pytest.raises(HandlerError):
-                store.append("rows/a", [Moved(1), Moved(-9)], connection=db)
-            store.append("rows/a", Moved(1), connection=db)
-            db.commit()
-        assert steps_of(store) == {"a": 6}
-        assert store.version("rows/a") == 3
-
-
-def test_in_step_a_rollback_on_an_engine_of_the_callers_takes_all_back(shared_url: str) -> None:
-    engine = create_engine(make_url(shared_url).set(drivername=_driver(shared_url)))
-    with EventStore(shared_url, in_step=[Steps]) as store:
-        store.append("rows/a", Opened("Ann"))
-        with engine.connect() as db:
-            store.append("rows/a", Moved(5), connection=db)
-            db.rollback()
-        assert store.version("rows/a") == 1
-        assert steps_of(store) == {"a": 0}
-    engine.dispose()
-
-
-def _driver(url: str) -> str:
-    return "sqlite" if url.startswith("sqlite") else "postgresql+psycopg"
-
-
-def test_in_step_with_concurrent_writers(shared_url: str) -> None:
-    with EventStore(shared_url, in_step=[Steps]) as store:
-        opened(store, *"abcd")
-
-        def write(number: int) -> None:
-            for _ in range(10):
-                store.append(f"rows/{'abcd'[number % 4]}", Moved(1))
-
-        with ThreadPoolExecutor(8) as threads:
-            list(threads.map(write, range(8)))
-            store.rebuild(Steps)
-            list(threads.map(write, range(8)))
-        assert steps_of(store) == dict.fromkeys("abcd", 40)
-        store.rebuild(Steps, verify=True)
-
-
-def test_a_program_that_would_pass_by_is_refused(shared_url: str) -> None:
-    with EventStore(shared_url, in_step=[Steps]) as store:
-        store.append("rows/a", [Opened("Ann"), Moved(3)])
-    with EventStore(shared_url) as other:
-        with pytest.raises(NotInStepError) as caught:
-            other.append("rows/a", Moved(1))
-        assert caught.value.follower == "rows-steps"
-        other.leave_step(Steps)
-        other.append("rows/a", Moved(1))
-        assert steps_of(other) == {"a": 3}
-        other.catch_up(Steps)
-        assert steps_of(other) == {"a": 4}
-
-
-def test_old_code_in_step_does_not_write_into_newer_tables(shared_url: str) -> None:
-    with EventStore(shared_url, in_step=[Steps]) as store, EventStore(shared_url) as other:
-        store.append("rows/a", [Opened("Ann"), Moved(3)])
-        with other.engine.begin() as db:  # as a rebuild by newer code leaves it
-            db.execute(update(tables.followers).values(version=2))
-        with pytest.raises(ProjectionOutdatedError):
-            store.append("rows/a", Moved(1))
-        assert store.version("rows/a") == 2
-        store.append("rows/a", Ignored())  # what it does not handle is none of its business
-
-
-def test_a_projection_with_parked_events_cannot_run_in_step(shared_url: str) -> None:
-    with EventStore(shared_url) as store:
-        store.append("rows/a", Moved(1))
-        store.catch_up(Steps)
-    with pytest.raises(ParkedEventsError):
-        EventStore(shared_url, in_step=[Steps])
-
-
-# --- what is refused ---------------------------------------------------------------------------
+# --- what is refused -----------------------------------------------------------------------------
 
 
 def test_a_table_that_is_there_already_is_left_alone(store: EventStore) -> None:
