@@ -71,7 +71,7 @@ def main(names: Sequence[str]) -> int:
 def run(name: str, url: str) -> bool:
     """Run one, and keep what it found; whether it failed."""
     print(f"\n=== {name}", flush=True)
-    path = FOUND / f"{name}.jsonl"
+    path = FOUND / f"{name}.jsonl.new"
     path.write_bytes(b"")
     started = time.monotonic()
     environment = os.environ | {"BENCH_RECORDS": str(path), "EVENTSTORE_TEST_POSTGRES": url}
@@ -85,6 +85,9 @@ def run(name: str, url: str) -> bool:
     )
     with path.open("ab") as file:
         file.write(msgspec.json.encode(ran) + b"\n")
+    path.replace(
+        FOUND / f"{name}.jsonl"
+    )  # only now, so that a run that is broken off loses nothing
     return ran.failed
 
 
