@@ -18,7 +18,13 @@ from typing import Final
 
 from eventstore import moments
 from eventstore.aio.hops import Hops
-from eventstore.errors import EventStoreError, LogError, LogLockedError, LogUnavailableError
+from eventstore.errors import (
+    EventStoreError,
+    LogError,
+    LogLockedError,
+    LogUnavailableError,
+    StoreClosedError,
+)
 from eventstore.http.reading import Found, Page, Reader
 from eventstore.http.transaction import not_found
 from eventstore.log.base import Log
@@ -46,11 +52,15 @@ class Feed:
         self.readers = 0
         #: Goes up with all news.
         self.count = 0
-        #: The highest version that has been heard of.
+        #: The highest version of which all readers were told. What one of them has read counts
+        #: for nothing here: the others may not have.
         self.version = 0
         self._waiting: set[asyncio.Future[None]] = set()
-        #: Reads under way, by the version past which they read, and who waits for each.
-        self._reads: dict[int, tuple[asyncio.Future[Page], list[asyncio.Future[Page]]]] = {}
+        #: Reads under way, by the version past which they read and the count when they began, and
+        #: who waits for each.
+        self._reads: dict[
+            tuple[int, int], tuple[asyncio.Future[Page], list[asyncio.Future[Page]]]
+        ] = {}
 
     def news(self) -> None:
         """Wake all that wait."""
@@ -74,19 +84,20 @@ class Feed:
         self._waiting.discard(future)
 
     async def read(self, start: int, read: Callable[[], asyncio.Future[Page]]) -> Page:
-        """The page past a version: read once for all that ask for it at the same time."""
-        under_way = self._reads.get(start)
+        """The page past a version, read after the last news: once for all that ask meanwhile."""
+        key = (start, self.count)  # what began before the last news may not have seen it
+        under_way = self._reads.get(key)
         if under_way is None:
-            under_way = self._reads[start] = read(), []
-            under_way[0].add_done_callback(lambda _: self._done(start))
+            under_way = self._reads[key] = read(), []
+            under_way[0].add_done_callback(lambda _: self._done(key))
         # Its own future for each, as who goes away must not take the read along; `shield` would do
         # the same, and take a quarter of a reader's time.
         waiter: asyncio.Future[Page] = asyncio.get_running_loop().create_future()
         under_way[1].append(waiter)
         return await waiter
 
-    def _done(self, start: int) -> None:
-        found, waiting = self._reads.pop(start)
+    def _done(self, key: tuple[int, int]) -> None:
+        found, waiting = self._reads.pop(key)
         error = LogError("the read was ended") if found.cancelled() else found.exception()
         for waiter in waiting:
             if waiter.done():
@@ -147,13 +158,7 @@ class Hub:
         def read() -> asyncio.Future[Page]:
             return asyncio.ensure_future(self._hops.run(self._page, path, feed.stream, start))
 
-        # What is under way has begun before the last news, perhaps.
-        seen = feed.count
-        page = await feed.read(start, read)
-        if not page.messages and feed.count != seen:
-            page = await feed.read(start, read)
-        feed.version = max(feed.version, page.found.version)
-        return page
+        return await feed.read(start, read)
 
     def _page(self, path: str, stream: str, start: int) -> Page:
         found: Found = self._reader.find(path, moments.now())
@@ -246,17 +251,17 @@ class _Watcher:
             while not tail.stopped:
                 try:
                     position = self._step(tail, position)
-                except (LogUnavailableError, LogLockedError):
-                    tail.rest(_AWAY)
-                    position = -1  # afterwards, everybody looks
+                except StoreClosedError:
+                    return
                 except EventStoreError as error:
-                    if not tail.stopped:
-                        logger.error(
-                            "live readers only hear of what this server commits: %s",
+                    if not isinstance(error, (LogUnavailableError, LogLockedError)):
+                        logger.warning(
+                            "for a moment live readers only hear of what this server commits: %s",
                             error,
                             extra={"eventstore.error": type(error).__name__},
                         )
-                    return
+                    tail.rest(_AWAY)
+                    position = -1  # afterwards, everybody looks
 
     def _step(self, tail: Tail, position: int) -> int:
         end = tail.certain()
