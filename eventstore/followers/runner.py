@@ -93,7 +93,7 @@ class _Work(threading.Thread):
         follower = self.follower
         with self._tail:
             while not follower.stopping.is_set():
-                # Before each batch: a server that has crashed meanwhile may have lost what was seen.
+                # Before each batch: a server that crashed meanwhile may have lost what was seen.
                 end = self._tail.certain()
                 follower.step(end)
                 if follower.position >= end:
