@@ -166,9 +166,10 @@ def _unprivileged(host: str) -> str:
 
 
 @pytest.fixture
-def pgbouncer_url(_pgbouncer: Path, postgres_url: str) -> str:
+def pgbouncer_url(_pgbouncer: Path, _databases: Databases, postgres_url: str) -> str:
     """The database of `postgres_url`, through PgBouncer in transaction mode."""
-    database = make_url(postgres_url).database
+    database = str(make_url(postgres_url).database)
+    _databases.spend(database)
     return f"postgresql://postgres@/{database}?host={_pgbouncer}&port=6432"
 
 
