@@ -27,7 +27,6 @@ class Accepted(NamedTuple):
 class Repeated(NamedTuple):
     """It was done before: nothing is to be written. `seq` is the highest that was accepted."""
 
-    closed: bool
     epoch: int | None
     seq: int | None
 
@@ -47,7 +46,7 @@ def decide(
         return _closed(command, resource, version, known)
     if not fresh:
         assert known is not None
-        return Repeated(False, known.epoch, known.seq)
+        return Repeated(known.epoch, known.seq)
     if command.events and command.media != media:
         raise Problem(409, f"the stream has the content type {resource.content_type}")
     if command.expected is not None and command.expected != version:
@@ -99,9 +98,9 @@ def _closed(command: Append, resource: Resource, version: int, known: Producer |
     """What becomes of an append to a closed stream: only a repetition of the end succeeds."""
     producing = command.producer
     if producing is not None and resource.closed_by == _mark(producing):
-        return Repeated(True, producing.epoch, known.seq if known else producing.seq)
+        return Repeated(producing.epoch, known.seq if known else producing.seq)
     if producing is None and command.closes and not command.events:
-        return Repeated(True, None, None)
+        return Repeated(None, None)
     headers = {"Stream-Closed": "true", **_tail(resource, version)}
     raise Problem(409, "the stream is closed", headers)
 

@@ -11,7 +11,7 @@ from eventstore.http.messages import Form, enveloped, form_of, media_type
 from eventstore.http.offsets import offset
 from eventstore.http.transaction import gone, not_found, of_application
 from eventstore.log.base import Bounds, Log, Row
-from eventstore.log.resources import ERASED, KEPT, PRESENT, Resource, Resources
+from eventstore.log.resources import ERASED, KEPT, Resource, Resources
 from eventstore.projections.changes import is_told
 
 #: Bytes of messages in a response, about: one message more may be in it.
@@ -93,8 +93,7 @@ class Reader:
         resource, version = found
         if resource.gone == KEPT:
             raise gone(path)
-        over = resource.due_at is not None and resource.due_at <= now
-        if resource.gone == ERASED or (over and resource.gone == PRESENT):
+        if resource.gone == ERASED or resource.is_over(now):
             raise not_found(path)
         return Found(resource, version, False)
 

@@ -62,10 +62,6 @@ class _Stream:
         if self.resource.ttl is not None:
             self.become(self.resource._replace(due_at=now + self.resource.ttl * _SECOND))
 
-    def is_over(self, now: int) -> bool:
-        due = self.resource.due_at
-        return self.resource.gone == PRESENT and due is not None and due <= now
-
 
 class Unit:
     """The commands of one transaction."""
@@ -114,7 +110,7 @@ class Unit:
             if isinstance(command, Touch):
                 self._present(command.path).touch(self._now)
             else:
-                self._expire(command.path)
+                self._stream(command.path)  # which erases it, if its time is over
             return Answer(204)
         except Problem as problem:
             return problem
@@ -131,37 +127,40 @@ class Unit:
             self._streams[path] = _Stream(resource, held.get(resource.stream, version))
 
     def _stream(self, path: str) -> _Stream | None:
+        """What is known of a path, when what is over has been erased; None for nothing."""
         if path not in self._looked_up:
             self._look_up({path})
-        return self._streams.get(path)
+        stream = self._streams.get(path)
+        if stream is not None and stream.resource.is_over(self._now):
+            self._erase(stream)
+        return stream
 
     def _present(self, path: str) -> _Stream:
         """The stream of a path. Raises Problem: 404, 405 for the application's, 410."""
         stream = self._stream(path)
         if stream is None:
-            if self._is_of_application(path):
+            if self._version_of_application(path):
                 raise not_writable(path)
             raise not_found(path)
-        if stream.is_over(self._now):
-            self._erase(stream)
         if stream.resource.gone == KEPT:
             raise gone(path)
         if stream.resource.gone == ERASED:
             raise not_found(path)
         return stream
 
-    def _is_of_application(self, path: str) -> bool:
+    def _version_of_application(self, path: str) -> int:
+        """The version of the stream of that name that the application has written; 0 for none."""
         head = self._log.stream(path, connection=self._work)
-        return head is not None and head.version > 0 and not head.deleted
+        return 0 if head is None or head.deleted else head.version
 
     def _adopt(self, path: str) -> _Stream:
         """Take a stream that the application writes for one that is written over HTTP as well."""
         stream = self._stream(path)
         if stream is None:
-            head = self._log.stream(path, connection=self._work)
-            if head is None or not head.version or head.deleted:
+            version = self._version_of_application(path)
+            if not version:
                 raise not_found(path)
-            stream = _Stream(of_application(path)._replace(created_at=self._now), head.version)
+            stream = _Stream(of_application(path)._replace(created_at=self._now), version)
             stream.is_new = stream.is_changed = True
             self._streams[path] = stream
         return stream
@@ -178,33 +177,24 @@ class Unit:
         decision = decide(command, stream.resource, stream.version, known, stream.media)
         if isinstance(decision, Repeated):
             stream.touch(self._now)
-            headers = {"Stream-Next-Offset": stream.offset}
-            if decision.closed:
-                headers["Stream-Closed"] = "true"
-            if decision.epoch is not None:
-                headers |= _produced(decision.epoch, decision.seq)
-            return Answer(204, headers)
+            return Answer(204, _placed(stream) | _produced(decision.epoch, decision.seq))
         stream.add(command.events)
         stream.become(decision.resource)
         stream.touch(self._now)
         if decision.resource.closed:
             self.moved[stream.resource.stream] = stream.version
-        headers = {"Stream-Next-Offset": stream.offset}
-        if decision.resource.closed:
-            headers["Stream-Closed"] = "true"
-        if decision.producer is None:
-            return Answer(204, headers)
-        key = (command.path, decision.producer.producer)
-        self._producers[key] = self._new_producers[key] = decision.producer
-        headers |= _produced(decision.producer.epoch, decision.producer.seq)
+        producer = decision.producer
+        if producer is None:
+            return Answer(204, _placed(stream))
+        key = (command.path, producer.producer)
+        self._producers[key] = self._new_producers[key] = producer
+        headers = _placed(stream) | _produced(producer.epoch, producer.seq)
         return Answer(200 if command.events else 204, headers)
 
     # --- creating ------------------------------------------------------------------------------
 
     def _create(self, command: Create) -> Answer:
         stream = self._stream(command.path)
-        if stream is not None and stream.is_over(self._now):
-            self._erase(stream)
         if stream is not None and stream.resource.gone == KEPT:
             raise Problem(409, "the stream was deleted, and its path is free when its forks are")
         if stream is not None and stream.resource.gone == PRESENT:
@@ -212,14 +202,15 @@ class Unit:
                 raise Problem(409, f"{command.path!r} exists with another configuration")
             stream.touch(self._now)
             return Answer(200, _described(stream))
-        if stream is None and self._is_of_application(command.path):
+        if stream is None and self._version_of_application(command.path):
             if not command.adopts:
                 raise not_writable(command.path)
             return Answer(200, _described(self._adopt(command.path)))
         incarnation = 0 if stream is None else stream.resource.incarnation + 1
         known = stream is not None
         if command.source is None:
-            stream = self._begin(command, incarnation, command.content_type or BYTES)
+            lifetime = command.ttl, command.expires_at
+            stream = self._begin(command, incarnation, command.content_type or BYTES, lifetime)
             stream.add(command.events)
         else:
             stream = self._fork(command, command.source, incarnation)
@@ -228,29 +219,27 @@ class Unit:
         self._streams[command.path] = stream
         return Answer(201, _described(stream))
 
-    def _begin(self, command: Create, incarnation: int, content_type: str) -> _Stream:
-        ttl, expires_at = command.ttl, command.expires_at
-        due_at = expires_at if ttl is None else self._now + ttl * _SECOND
-        return _Stream(
-            Resource(
-                path=command.path,
-                stream=self._name(command.path, incarnation),
-                incarnation=incarnation,
-                content_type=content_type,
-                ttl=ttl,
-                expires_at=expires_at,
-                due_at=due_at,
-                closed=command.closed,
-                closed_by=None,
-                seq=None,
-                forked_from=None,
-                fork_version=None,
-                fork_sub=None,
-                gone=PRESENT,
-                created_at=self._now,
-            ),
-            0,
+    def _begin(
+        self,
+        command: Create,
+        incarnation: int,
+        content_type: str,
+        lifetime: tuple[int | None, int | None],
+    ) -> _Stream:
+        """A stream without messages yet; `lifetime` is its time to live, and its fixed end."""
+        ttl, expires_at = lifetime
+        resource = Resource(
+            command.path,
+            self._name(command.path, incarnation),
+            incarnation,
+            content_type,
+            ttl=ttl,
+            expires_at=expires_at,
+            due_at=expires_at if ttl is None else self._now + ttl * _SECOND,
+            closed=command.closed,
+            created_at=self._now,
         )
+        return _Stream(resource, 0)
 
     def _name(self, path: str, incarnation: int) -> str:
         """A log stream that never was: the path itself, if it is made for the first time."""
@@ -263,51 +252,44 @@ class Unit:
 
     def _fork(self, command: Create, source: Source, incarnation: int) -> _Stream:
         self._flush()
-        origin, log_stream = self._origin(source.path)
+        origin = self._origin(source.path)
         asked = command.content_type
         if asked is not None and media_type(asked) != origin.media:
             raise Problem(409, f"the source has the content type {origin.resource.content_type}")
-        version, part = self._divergence(source, origin, log_stream)
-        ttl, expires_at = command.ttl, command.expires_at
-        if ttl is None and expires_at is None:
-            ttl, expires_at = origin.resource.ttl, origin.resource.expires_at
-        due_at = expires_at if ttl is None else self._now + ttl * _SECOND
-        stream = self._begin(command, incarnation, asked or origin.resource.content_type)
+        version, part = self._divergence(source, origin)
+        lifetime = command.ttl, command.expires_at
+        if lifetime == (None, None):
+            lifetime = origin.resource.ttl, origin.resource.expires_at
+        content_type = asked or origin.resource.content_type
+        stream = self._begin(command, incarnation, content_type, lifetime)
         stream.resource = stream.resource._replace(
-            ttl=ttl,
-            expires_at=expires_at,
-            due_at=due_at,
             forked_from=source.path,
             fork_version=origin.version if source.offset is None else source.offset[1],
             fork_sub=source.sub,
         )
         own = events_of(command.body, origin.media)
         if version:
-            self._log.fork(log_stream, version, stream.resource.stream, connection=self._work)
+            names = origin.resource.stream, version, stream.resource.stream
+            self._log.fork(*names, connection=self._work)
             stream.version = version
         stream.add(part)
         stream.add(own)
         return stream
 
-    def _origin(self, path: str) -> tuple[_Stream, str]:
-        """The stream that is to be forked, and its name in the log."""
+    def _origin(self, path: str) -> _Stream:
+        """The stream that is to be forked: of the application, too. Raises Problem: 404, 409."""
         origin = self._stream(path)
-        if origin is not None and origin.is_over(self._now):
-            self._erase(origin)
-        if origin is not None and origin.resource.gone == KEPT:
-            raise Problem(409, f"the source {path!r} was deleted")
         if origin is None:
-            head = self._log.stream(path, connection=self._work)
-            if head is None or not head.version or head.deleted:
+            origin = _Stream(of_application(path), self._version_of_application(path))
+            if not origin.version:
                 raise not_found(path)
-            return _Stream(of_application(path), head.version), path
+        if origin.resource.gone == KEPT:
+            raise Problem(409, f"the source {path!r} was deleted")
         if origin.resource.gone == ERASED:
             raise not_found(path)
-        return origin, origin.resource.stream
+        return origin
 
-    def _divergence(
-        self, source: Source, origin: _Stream, log_stream: str
-    ) -> tuple[int, Sequence[NewEvent]]:
+    def _divergence(self, source: Source, origin: _Stream) -> tuple[int, Sequence[NewEvent]]:
         """How many events a fork inherits whole, and the part of another one."""
         if source.offset is None:
             if source.sub:
@@ -317,9 +299,9 @@ class Unit:
         strange = version > 0 and incarnation != origin.resource.incarnation
         if strange or version > origin.version:
             raise Problem(400, "Stream-Fork-Offset is not an offset of the source")
-        left = source.sub
+        name, left = origin.resource.stream, source.sub
         while left:
-            rows = self._log.read(log_stream, version, Bounds(), limit=1, connection=self._work)
+            rows = self._log.read(name, version, Bounds(), limit=1, connection=self._work)
             if not rows:
                 raise Problem(400, "Stream-Fork-Sub-Offset is past the end of the source")
             if origin.media != JSON:
@@ -339,11 +321,6 @@ class Unit:
     def _delete(self, command: Delete) -> Answer:
         self._erase(self._present(command.path))
         return Answer(204)
-
-    def _expire(self, path: str) -> None:
-        stream = self._stream(path)
-        if stream is not None and stream.is_over(self._now):
-            self._erase(stream)
 
     def _erase(self, stream: _Stream) -> None:
         """Erase a stream's messages; its path stays taken while there are forks of it."""
@@ -406,9 +383,7 @@ class Unit:
 
 def of_application(path: str) -> Resource:
     """What is known of a stream that the application itself writes."""
-    return Resource(
-        path, path, 0, JSON, None, None, None, False, None, None, None, None, None, PRESENT, 0
-    )
+    return Resource(path, path, 0, JSON)
 
 
 def not_found(path: str) -> Problem:
@@ -451,14 +426,15 @@ def _matches(command: Create, stream: _Stream) -> bool:
 
 
 def _described(stream: _Stream) -> dict[str, str]:
-    headers = {
-        "Content-Type": stream.resource.content_type,
-        "Stream-Next-Offset": stream.offset,
-    }
+    return {"Content-Type": stream.resource.content_type, **_placed(stream)}
+
+
+def _placed(stream: _Stream) -> dict[str, str]:
+    headers = {"Stream-Next-Offset": stream.offset}
     if stream.resource.closed:
         headers["Stream-Closed"] = "true"
     return headers
 
 
-def _produced(epoch: int, seq: int | None) -> dict[str, str]:
-    return {"Producer-Epoch": str(epoch), "Producer-Seq": str(seq)}
+def _produced(epoch: int | None, seq: int | None) -> dict[str, str]:
+    return {} if epoch is None else {"Producer-Epoch": str(epoch), "Producer-Seq": str(seq)}

@@ -31,17 +31,21 @@ class Resource(NamedTuple):
     stream: str
     incarnation: int
     content_type: str
-    ttl: int | None
-    expires_at: int | None
-    due_at: int | None
-    closed: bool
-    closed_by: str | None
-    seq: bytes | None
-    forked_from: str | None
-    fork_version: int | None
-    fork_sub: int | None
-    gone: int
-    created_at: int
+    ttl: int | None = None
+    expires_at: int | None = None
+    due_at: int | None = None
+    closed: bool = False
+    closed_by: str | None = None
+    seq: bytes | None = None
+    forked_from: str | None = None
+    fork_version: int | None = None
+    fork_sub: int | None = None
+    gone: int = PRESENT
+    created_at: int = 0
+
+    def is_over(self, now: int) -> bool:
+        """Whether its time is over, and nobody has erased it yet."""
+        return self.gone == PRESENT and self.due_at is not None and self.due_at <= now
 
 
 class Producer(NamedTuple):
@@ -176,18 +180,6 @@ class Resources:
         query = select(_c.stream).where(_c.stream.in_(names), _c.closed | (_c.gone != PRESENT))
         with reading(self._log.engine) as connection:
             return list(connection.scalars(query))
-
-    def paths(self, after: str, limit: int) -> list[tuple[Resource, int]]:
-        """Those that are present, by path, past one."""
-        query = (
-            select(resources, func.coalesce(streams.c.version, 0))
-            .outerjoin(streams, streams.c.name == _c.stream)
-            .where(_c.path > after, _c.gone == PRESENT)
-            .order_by(_c.path)
-            .limit(limit)
-        )
-        with reading(self._log.engine) as connection:
-            return [(Resource(*row[:-1]), row[-1]) for row in connection.execute(query)]
 
 
 def _found(row: Any) -> tuple[Resource, int]:
