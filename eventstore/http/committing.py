@@ -8,7 +8,6 @@ commit, and an idle server answers at once.
 from __future__ import annotations
 
 import asyncio
-import logging
 import time
 import zlib
 from collections import deque
@@ -24,8 +23,6 @@ from eventstore.http.responses import Answer
 from eventstore.http.transaction import Interfered, Unit
 from eventstore.log.base import Log
 from eventstore.log.resources import Resources
-
-logger = logging.getLogger(__name__)
 
 #: Commands of a transaction, at the most.
 MOST: Final = 256
@@ -71,7 +68,6 @@ class Committer:
         """Commit commands in one transaction if that can be; what became of each."""
         outcomes, moved = await self._hops.run(self._together, commands)
         if moved:
-            self._log.announce()
             self._moved(moved)
         return outcomes
 

@@ -97,6 +97,8 @@ class Unit:
             self._producers = self._resources.producers(self._work, keys)
         answers = [self._answer(command) for command in commands]
         self._flush()
+        if self.moved:
+            self._work.has_news = True  # the end of a stream is news too
         return answers
 
     def _answer(self, command: Command) -> Answer | Problem:

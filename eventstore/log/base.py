@@ -367,9 +367,6 @@ class Log(Protocol):
         """Who the writers of a frontier are, in words, as far as that is known."""
         ...
 
-    def announce(self) -> None:
-        """Fire the signal, here and where others watch: something beside events was committed."""
-
     def watching(self) -> AbstractContextManager[None]:
         """In the block, the signal fires for other processes' commits too."""
         ...

@@ -35,7 +35,7 @@ class Hints:
         if connection is None:
             self.committed()
         elif isinstance(connection, Work):
-            connection.has_appended = True
+            connection.has_news = True
         elif connection in self._own:
             self._own[connection] = True
         else:

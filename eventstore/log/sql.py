@@ -210,9 +210,6 @@ class SqlLog(ReadingLog):
 
     # --- following -----------------------------------------------------------------------------
 
-    def announce(self) -> None:
-        self._hints.committed()
-
     def watching(self) -> contextlib.AbstractContextManager[None]:
         self._check_open()
         return self._watch
@@ -266,7 +263,7 @@ class SqlLog(ReadingLog):
             work = Work(cursor)
             yield work
         self._type_ids.update(work.new_types)
-        if work.has_appended:
+        if work.has_news:
             self._hints.committed()
 
     def query(

@@ -16,11 +16,12 @@ class Work(Seat):
     Unlike in a caller's transaction, an error of the log ends it: nothing may be done after one.
     """
 
-    __slots__ = ("has_appended", "new_types")
+    __slots__ = ("has_news", "new_types")
 
     def __init__(self, cursor: Any) -> None:
         super().__init__(cursor.connection, cursor, None)
-        self.has_appended = False
+        #: Whether those that wait are to be told when it is committed. An append is news.
+        self.has_news = False
         #: Ids that event types have got in it.
         self.new_types: dict[EventType, int] = {}
 
