@@ -20,7 +20,7 @@ from eventstore.http.live import Hub
 from eventstore.http.problems import Problem
 from eventstore.http.reading import Reader
 from eventstore.http.requests import Disconnected, Request, stream_path
-from eventstore.http.responses import Answer, Origins, Receive, Scope, Send, send_answer
+from eventstore.http.responses import Answer, Headers, Origins, Receive, Scope, Send, send_answer
 from eventstore.http.streaming import Streaming
 from eventstore.http.subscriptions import Subscriptions, concerns
 from eventstore.http.writing import Writing
@@ -125,7 +125,7 @@ class DurableStreams:
         common = self._origins.common(origin)
         head = scope["method"] == "HEAD"
         try:
-            answer = await self._answer(scope, receive, send, origin)
+            answer = await self._answer(scope, receive, send, origin, common)
         except Problem as problem:
             answer = _told(problem)
         except Disconnected:
@@ -136,7 +136,7 @@ class DurableStreams:
             await send_answer(send, answer, common, head=head)
 
     async def _answer(
-        self, scope: Scope, receive: Receive, send: Send, origin: bytes | None
+        self, scope: Scope, receive: Receive, send: Send, origin: bytes | None, common: Headers
     ) -> Answer | None:
         """The answer to a request; None where it has been sent already."""
         if self._rates is not None:
@@ -151,7 +151,6 @@ class DurableStreams:
             return await running.subscriptions.answer(scope, encoded, receive)
         request = Request(scope, stream_path(encoded))
         if method in ("GET", "HEAD"):
-            common = self._origins.common(origin)
             if "live" not in request.query:
                 return await running.streaming.answer(request, receive, send, common)
             with self._live_readers.one(scope):

@@ -77,11 +77,10 @@ class Streaming:
 
     async def _start(self, request: Request) -> tuple[Found, int]:
         """The stream, and the version after which to read. Raises Problem."""
-        text = request.query.get("offset", "-1")
-        place = None if text in ("-1", "now") else parsed(text)
+        place = _Place(request)
         found = await self._find(request)
         await self._touch(found)
-        return found, _version(found, text, place)
+        return found, place.version(found)
 
     async def _touch(self, found: Found) -> None:
         """A read starts the time to live anew."""
@@ -92,17 +91,16 @@ class Streaming:
                 await self._committer.commit(Touch(resource.path))
 
     async def _catch_up(self, request: Request) -> Answer:
-        text = request.query.get("offset", "-1")
-        place = None if text in ("-1", "now") else parsed(text)
+        place = _Place(request)
         now = moments.now()
 
         def read() -> Page:
             found = self._reader.find(request.path, now)
-            return self._reader.page(found, _version(found, text, place))
+            return self._reader.page(found, place.version(found))
 
         page = await self._hops.run(read)
         await self._touch(page.found)
-        if text == "now":
+        if place.is_now:
             headers = _page_headers(page) | {"Cache-Control": "no-store"}
             return Answer(200, headers, joined((), page.found.media))
         headers = _page_headers(page) | {
@@ -201,16 +199,26 @@ class Streaming:
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
-def _version(found: Found, text: str, place: tuple[int, int] | None) -> int:
-    """The version that an offset means in a stream. Raises Problem: 400, 410."""
-    if place is None:
-        return found.version if text == "now" else 0
-    incarnation, version = place
-    if version and incarnation != found.resource.incarnation:
-        raise Problem(410, f"{text} is of a stream that was deleted: read from -1")
-    if version > found.version:
-        raise Problem(400, f"{text} is beyond the stream's end, {found.offset(found.version)}")
-    return version
+class _Place:
+    """Where a request reads from: its offset."""
+
+    def __init__(self, request: Request) -> None:
+        """Raises Problem (400)."""
+        self._text = request.query.get("offset", "-1")
+        self.is_now = self._text == "now"
+        self._parsed = None if self.is_now or self._text == "-1" else parsed(self._text)
+
+    def version(self, found: Found) -> int:
+        """The version that it means in a stream. Raises Problem: 400, 410."""
+        if self._parsed is None:
+            return found.version if self.is_now else 0
+        incarnation, version = self._parsed
+        if version and incarnation != found.resource.incarnation:
+            raise Problem(410, f"{self._text} is of a stream that was deleted: read from -1")
+        if version > found.version:
+            end = found.offset(found.version)
+            raise Problem(400, f"{self._text} is beyond the stream's end, {end}")
+        return version
 
 
 def _page_headers(page: Page) -> dict[str, str]:
