@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from eventstore.followers.runner import Runner
 
 P = TypeVar("P", bound=Projection)
+R = TypeVar("R", bound=Rebuild)
 
 #: Whatever follows the log under a name: a class, or an instance of an EventHandler.
 Following: TypeAlias = "type[TableProjection] | type[EventHandler] | EventHandler"
@@ -196,17 +197,7 @@ class FollowingStore(StreamStore):
         Raises HandlerError for an event that a handler fails on, RebuildDiffersError,
         RebuildRunningError, LogError: the living tables are then untouched.
         """
-        return Rebuild(
-            self.log,
-            self._followers,
-            self._parked,
-            self._registered(cls),
-            cls,
-            owner=new_owner(),
-            read_timeout=self._read_timeout,
-            verify=verify,
-            progress=progress,
-        ).run()
+        return self._rebuilding(Rebuild, cls, verify, progress).run()
 
     def accept(self, cls: type[TableProjection]) -> None:
         """Take a projection's present code for that which has built its tables.
@@ -296,6 +287,26 @@ class FollowingStore(StreamStore):
         """Up to where to read the whole log, which is final there."""
         bounds = bounds_at(at, None)
         return bounds if bounds.position is not None else bounds._replace(position=self.head())
+
+    def _rebuilding(
+        self,
+        kind: type[R],
+        cls: type[TableProjection],
+        verify: bool,
+        progress: Callable[[Progress], None] | None,
+    ) -> R:
+        """A rebuild of that kind, to be run."""
+        return kind(
+            self.log,
+            self._followers,
+            self._parked,
+            self._registered(cls),
+            cls,
+            owner=new_owner(),
+            read_timeout=self._read_timeout,
+            verify=verify,
+            progress=progress,
+        )
 
     def _registered(self, follower: Following) -> Registration:
         return Registration(self.log, self._followers, self._parked, _class(follower))

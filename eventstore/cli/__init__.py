@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from importlib.metadata import version
 
 from eventstore.cli import commands, serving
+from eventstore.cli.numbers import above_zero, whole
 from eventstore.cli.output import complain
 from eventstore.errors import EventStoreError
 
@@ -54,10 +55,10 @@ def _parser() -> argparse.ArgumentParser:
         "run", parents=[database], help="keep projections and event handlers up to date"
     )
     _add_targets(run)
-    run.add_argument("--workers", type=_whole, default=1, help="how many processes (1)")
+    run.add_argument("--workers", type=whole, default=1, help="how many processes (1)")
     run.add_argument(
         "--lease",
-        type=_seconds,
+        type=above_zero("seconds"),
         default=10.0,
         help="seconds within which a worker that has died or stalls is replaced (10)",
     )
@@ -142,7 +143,9 @@ def _parser() -> argparse.ArgumentParser:
         help="extend the chain of hashes to the end of the log, and print its anchor",
         description="Keep the anchor where nobody can reach it who may write to the database.",
     )
-    seal.add_argument("--every", type=_seconds, metavar="SECONDS", help="again and again")
+    seal.add_argument(
+        "--every", type=above_zero("seconds"), metavar="SECONDS", help="again and again"
+    )
     seal.set_defaults(run=commands.seal)
 
     serving.add_to(subparsers)
@@ -158,17 +161,3 @@ def _add_target(parser: argparse.ArgumentParser) -> None:
 
 def _add_targets(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("targets", metavar="TARGET", nargs="+", help=_TARGET)
-
-
-def _whole(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError("use a whole number from 1")
-    return number
-
-
-def _seconds(text: str) -> float:
-    seconds = float(text)
-    if not 0 < seconds < float("inf"):
-        raise argparse.ArgumentTypeError("use seconds above 0")
-    return seconds

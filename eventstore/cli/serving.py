@@ -7,17 +7,18 @@ import contextlib
 import logging
 import os
 from collections.abc import Callable
-from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
 from eventstore import Aggregate, EventStore, EventStoreError
+from eventstore.cli.numbers import above_zero, whole
 from eventstore.cli.output import log_to_stderr
-from eventstore.cli.targets import TargetError, import_module
+from eventstore.cli.targets import TargetError, import_module, named
 
 if TYPE_CHECKING:
     from eventstore.http import Authorize, DurableStreams, Limits
 
 
+_FORM = "module:name"
 #: Options that describe what `--app` brings.
 _OF_APPLICATION = (
     "token_file",
@@ -84,7 +85,7 @@ def _add_application(parser: argparse.ArgumentParser) -> None:
         default=[],
         help="an aggregate to whose streams events may be posted (repeatable)",
     )
-    group.add_argument("--long-poll-timeout", type=_seconds, metavar="SECONDS", help="(20)")
+    group.add_argument("--long-poll-timeout", type=above_zero(), metavar="SECONDS", help="(20)")
     group.add_argument(
         "--base-url", help="what clients have in front of /v1/stream: https://shop.example"
     )
@@ -116,15 +117,17 @@ def _add_access(parser: argparse.ArgumentParser) -> None:
 
 def _add_limits(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("limits; a client is an address")
-    group.add_argument("--max-body", type=_whole, metavar="BYTES", help="(16 MiB)")
-    group.add_argument("--body-timeout", type=_seconds, metavar="SECONDS", help="(60)")
+    group.add_argument("--max-body", type=whole, metavar="BYTES", help="(16 MiB)")
+    group.add_argument("--body-timeout", type=above_zero(), metavar="SECONDS", help="(60)")
     group.add_argument(
-        "--max-unread", type=_whole, metavar="BYTES", help="that wait for slow readers (256 MiB)"
+        "--max-unread", type=whole, metavar="BYTES", help="that wait for slow readers (256 MiB)"
     )
-    group.add_argument("--requests-per-second", type=_seconds, metavar="N", help="of one client")
-    group.add_argument("--burst", type=_whole, metavar="N", help="of one that was quiet")
-    group.add_argument("--max-readers", type=_whole, metavar="N", help="that are live (20000)")
-    group.add_argument("--max-readers-per-client", type=_whole, metavar="N")
+    group.add_argument(
+        "--requests-per-second", type=above_zero(), metavar="N", help="of one client"
+    )
+    group.add_argument("--burst", type=whole, metavar="N", help="of one that was quiet")
+    group.add_argument("--max-readers", type=whole, metavar="N", help="that are live (20000)")
+    group.add_argument("--max-readers-per-client", type=whole, metavar="N")
 
 
 def _add_server(parser: argparse.ArgumentParser) -> None:
@@ -138,9 +141,7 @@ def _add_server(parser: argparse.ArgumentParser) -> None:
         metavar="ADDRESSES",
         help="proxies whose X-Forwarded-For and -Proto are believed, or *",
     )
-    group.add_argument(
-        "--shutdown-timeout", type=_whole, default=10, metavar="SECONDS", help="(10)"
-    )
+    group.add_argument("--shutdown-timeout", type=whole, default=10, metavar="SECONDS", help="(10)")
     log = group.add_mutually_exclusive_group()
     log.add_argument("--no-access-log", action="store_true")
     log.add_argument("--json-access-log", action="store_true", help="an object a line")
@@ -189,7 +190,7 @@ def application(options: argparse.Namespace, stack: contextlib.ExitStack) -> Dur
 
     if options.app is not None:
         _refuse_beside_app(options)
-        app = _named(options.app)
+        app = named(options.app, _FORM)
         if callable(app) and not isinstance(app, DurableStreams):
             app = app()
         if not isinstance(app, DurableStreams):
@@ -239,7 +240,7 @@ def _authorize(options: argparse.Namespace) -> Authorize | None:
         return BearerTokens(options.token_file)
     if options.authorize is None:
         return None
-    found: Callable[..., Any] = _named(options.authorize)
+    found: Callable[..., Any] = named(options.authorize, _FORM)
     if not callable(found):
         raise TargetError(options.authorize, "it is no function")
     return found
@@ -261,32 +262,7 @@ def _limits(options: argparse.Namespace) -> Limits:
 
 
 def _aggregate(target: str) -> type[Aggregate]:
-    found = _named(target)
+    found = named(target, _FORM)
     if not (isinstance(found, type) and issubclass(found, Aggregate)):
         raise TargetError(target, "it is no Aggregate")
     return found
-
-
-def _named(target: str) -> Any:
-    module, _, name = target.partition(":")
-    if not module or not name:
-        raise TargetError(target, "write it as module:name")
-    found = import_module(target, module)
-    try:
-        return attrgetter(name)(found)
-    except AttributeError as error:
-        raise TargetError(target, f"there is no {name} in {found.__file__}") from error
-
-
-def _whole(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError("use a whole number from 1")
-    return number
-
-
-def _seconds(text: str) -> float:
-    seconds = float(text)
-    if not 0 < seconds < float("inf"):
-        raise argparse.ArgumentTypeError("use a number above 0")
-    return seconds

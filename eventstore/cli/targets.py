@@ -28,23 +28,29 @@ def find(target: str) -> Following:
 
     A function is called, and has to return one. Raises TargetError.
     """
-    module, _, name = target.partition(":")
-    if not module or not name:
-        raise TargetError(target, "write it as module:Name")
-    found: Any = import_module(target, module)
-    try:
-        found = attrgetter(name)(found)
-    except AttributeError as error:
-        raise TargetError(target, f"there is no {name} in {found.__file__}") from error
+    found = named(target)
     if callable(found) and not isinstance(found, (type, EventHandler)):
         try:
             found = found()
         except Exception as error:
+            name = target.partition(":")[2]
             raise TargetError(target, f"calling {name} failed: {_told(error)}") from error
     if not _follows(found):
         raise TargetError(target, f"{found!r} is neither a TableProjection nor an EventHandler")
     following: Following = found
     return following
+
+
+def named(target: str, form: str = "module:Name") -> Any:
+    """What a target names, as it is; `form` is how to write it. Raises TargetError."""
+    module, _, name = target.partition(":")
+    if not module or not name:
+        raise TargetError(target, f"write it as {form}")
+    found = import_module(target, module)
+    try:
+        return attrgetter(name)(found)
+    except AttributeError as error:
+        raise TargetError(target, f"there is no {name} in {found.__file__}") from error
 
 
 def import_module(target: str, module: str) -> Any:

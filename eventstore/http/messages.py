@@ -19,15 +19,13 @@ import msgspec
 from eventstore.codec import ENVELOPED
 from eventstore.http.problems import Problem
 from eventstore.ids import new_ids
-from eventstore.log import base
-from eventstore.log.base import EventType, NewEvent, Row
+from eventstore.log.base import MESSAGE, EventType, NewEvent, Row
 
 T = TypeVar("T")
 
 JSON: Final = "application/json"
 BYTES: Final = "application/octet-stream"
 
-_JSON_MESSAGE: Final = EventType(base.JSON, 1)
 _BATCH: Final = EventType("$batch", 1)
 _PIECE: Final = EventType("$bytes", 1)
 
@@ -113,7 +111,7 @@ def batch(messages: Sequence[msgspec.Raw | bytes], text: bytes | None = None) ->
         return []
     (id,) = new_ids(1)
     if len(messages) == 1:
-        return [NewEvent(_JSON_MESSAGE, bytes(messages[0]), id)]
+        return [NewEvent(MESSAGE, bytes(messages[0]), id)]
     return [NewEvent(_BATCH, text or b"[%b]" % b",".join(map(bytes, messages)), id)]
 
 
@@ -127,9 +125,9 @@ def _event(data: bytes, id: bytes) -> NewEvent:
     try:
         found = _envelope(data)
     except (msgspec.MsgspecError, RecursionError):
-        return NewEvent(_JSON_MESSAGE, data, id)
+        return NewEvent(MESSAGE, data, id)
     if not 0 < len(found.type) <= 255 or not found.type.isprintable() or found.type[0] == "$":
-        return NewEvent(_JSON_MESSAGE, data, id)
+        return NewEvent(MESSAGE, data, id)
     given = bytes(found.metadata)
     metadata = given if given[:1] == b"{" else None
     return NewEvent(EventType(found.type, ENVELOPED), data, _uuid(found.id) or id, metadata)
@@ -154,7 +152,7 @@ def form_of(stored: EventType) -> Form:
     """The form of events of a type."""
     if stored.name == _BATCH.name:
         return Form.BATCH
-    if stored.version == ENVELOPED or stored.name in (_JSON_MESSAGE.name, _PIECE.name):
+    if stored.version == ENVELOPED or stored.name in (MESSAGE.name, _PIECE.name):
         return Form.MESSAGE
     return Form.EVENT
 

@@ -36,15 +36,16 @@ Expected: TypeAlias = int | Expectation
 #: The name of the tombstone's type. The log writes it itself.
 DELETED: Final = "$deleted"
 
-#: The name of the type of a JSON message that is no event: its payload is the message itself.
-JSON: Final = "$json"
-
 
 class EventType(NamedTuple):
     """A type as stored: its name, and the version of its schema."""
 
     name: str
     version: int
+
+
+#: The type of a JSON message that is no event: its payload is the message itself.
+MESSAGE: Final = EventType("$json", 1)
 
 
 class NewEvent(NamedTuple):

@@ -96,9 +96,7 @@ class ReadingLog(Connections):
         full = True
         while full:
             values["after"] += PAGE  # a stream's versions have no gaps
-            with self._reading(connection) as cursor:
-                self._execute(cursor, statement, values)
-                page = cursor.fetchall()
+            page = self.query(statement, values, connection)
             full = len(page) == PAGE
             yield page
             del page
@@ -118,15 +116,11 @@ class ReadingLog(Connections):
         if types is not None:
             values["types"] = self.list_value(types)
         statement = self._statement("read", mask_of(until), backwards, types is not None)
-        with self._reading(connection) as cursor:
-            self._execute(cursor, statement, values)
-            return list(map(Row._make, cursor.fetchall()))
+        return list(map(Row._make, self.query(statement, values, connection)))
 
     def sizes(self, stream: str, after: int, until: int, limit: int) -> Sequence[int]:
         values = {"stream": stream, "after": after, "until": until, "limit": limit}
-        with self._reading() as cursor:
-            self._execute(cursor, self._statement("sizes"), values)
-            return [size for (size,) in cursor.fetchall()]
+        return [size for (size,) in self.query(self._statement("sizes"), values)]
 
     def read_all(
         self,
@@ -140,9 +134,7 @@ class ReadingLog(Connections):
     ) -> Sequence[Row]:
         shape, values = self._shaped(after, until, limit, wanted)
         statement = self._statement("read_all", mask_of(until), backwards, shape)
-        with self._reading(connection) as cursor:
-            self._execute(cursor, statement, values)
-            return list(map(Row._make, cursor.fetchall()))
+        return list(map(Row._make, self.query(statement, values, connection)))
 
     def scan(
         self,
@@ -155,10 +147,7 @@ class ReadingLog(Connections):
     ) -> Sequence[Slim]:
         shape, values = self._shaped(after, until, limit, wanted)
         statement = self._statement("scan", mask_of(until), shape, False)
-        with self._reading(connection) as cursor:
-            self._execute(cursor, statement, values)
-            found: Sequence[Slim] = cursor.fetchall()  # plain tuples: a name costs a tenth
-            return found
+        return self.query(statement, values, connection)  # plain tuples: a name costs a tenth
 
     def pages(
         self,
@@ -197,9 +186,7 @@ class ReadingLog(Connections):
         # from being written, and the write-ahead log of a file from being emptied.
         full = True
         while full:
-            with self._reading() as cursor:
-                self._execute(cursor, statement, values)
-                page = cursor.fetchall()
+            page = self.query(statement, values)
             full = len(page) == values["limit"]
             if page:
                 values["after"] = page[-1][0]
@@ -210,16 +197,12 @@ class ReadingLog(Connections):
         if wanted.types is None or until.position is None:
             return wanted
         # Types of events up to a final position are there already.
-        with self._reading() as cursor:
-            self._execute(cursor, self._statement("types"), {})
-            others = {name for _, name, _ in cursor.fetchall()}.difference(wanted.types)
+        types = self.query(self._statement("types"), {})
+        others = {name for _, name, _ in types}.difference(wanted.types)
         return wanted if others else wanted._replace(types=None)
 
     def stream_names(self, keys: Iterable[int]) -> dict[int, str]:
-        with self._reading() as cursor:
-            values = {"keys": self.list_value(keys)}
-            self._execute(cursor, self._statement("stream_names"), values)
-            return dict(cursor.fetchall())
+        return dict(self.query(self._statement("stream_names"), {"keys": self.list_value(keys)}))
 
     def _shaped(
         self, after: int, until: Bounds, limit: int, wanted: Wanted
@@ -236,17 +219,13 @@ class ReadingLog(Connections):
         return Shape(types is not None, categories is not None, shard is not None), values
 
     def moved(self, after: int, until: int) -> Sequence[tuple[str, int]]:
-        with self._reading() as cursor:
-            self._execute(cursor, self._statement("moved"), {"after": after, "until": until})
-            found: Sequence[tuple[str, int]] = cursor.fetchall()
-            return found
+        return self.query(self._statement("moved"), {"after": after, "until": until})
 
     def event_type(self, key: int, connection: Joinable | None = None) -> EventType:
         found = self._types.get(key)
         if found is None:
-            with self._reading(connection) as cursor:
-                self._execute(cursor, self._statement("types"), {})
-                known = {id: EventType(name, version) for id, name, version in cursor.fetchall()}
+            types = self.query(self._statement("types"), {}, connection)
+            known = {id: EventType(name, version) for id, name, version in types}
             if key not in known:
                 raise LogError(f"the log has no event type with the key {key}")
             found = known[key]
@@ -261,14 +240,22 @@ class ReadingLog(Connections):
 
     def streams(self, category: str | None, after: str, limit: int) -> Sequence[StreamInfo]:
         values = {"category": category, "after": after, "limit": limit}
-        with self._reading() as cursor:
-            self._execute(cursor, self._statement("streams", category is not None), values)
-            return [
-                StreamInfo(name, version, recorded_at, bool(deleted))
-                for name, version, recorded_at, deleted in cursor.fetchall()
-            ]
+        return [
+            StreamInfo(name, version, recorded_at, bool(deleted))
+            for name, version, recorded_at, deleted in self.query(
+                self._statement("streams", category is not None), values
+            )
+        ]
 
     # --- statements ----------------------------------------------------------------------------
+
+    def query(
+        self, statement: Statement, values: Mapping[str, Any], connection: Joinable | None = None
+    ) -> Sequence[Any]:
+        with self._reading(connection) as cursor:
+            self._execute(cursor, statement, values)
+            found: Sequence[Any] = cursor.fetchall()
+            return found
 
     def _execute(self, cursor: Any, statement: Statement, values: Mapping[str, Any]) -> None:
         cursor.execute(statement.text, statement.parameters(values))

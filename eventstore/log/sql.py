@@ -266,14 +266,6 @@ class SqlLog(ReadingLog):
         if work.has_news:
             self._hints.committed()
 
-    def query(
-        self, statement: Statement, values: Mapping[str, Any], work: Work | None = None
-    ) -> Sequence[Any]:
-        with self._reading(work) as cursor:
-            self._execute(cursor, statement, values)
-            found: Sequence[Any] = cursor.fetchall()
-            return found
-
     def change(self, statement: Statement, values: Sequence[Mapping[str, Any]], work: Work) -> int:
         with self._writing(work) as cursor:
             if len(values) == 1:

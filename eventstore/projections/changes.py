@@ -17,7 +17,7 @@ from sqlalchemy import Connection, Row, Table, bindparam, event, select, tuple_
 from eventstore import moments
 from eventstore.errors import DefinitionError, InvalidArgumentError, InvalidNameError
 from eventstore.ids import new_ids
-from eventstore.log.base import JSON, Bounds, EventType, Log, NewEvent, Write
+from eventstore.log.base import MESSAGE, Bounds, Log, NewEvent, Write
 from eventstore.log.tables import followers
 from eventstore.log.transactions import reading
 from eventstore.names import check_stream_name, reserve
@@ -26,8 +26,6 @@ from eventstore.projections.declared import claim, owner_of
 from eventstore.projections.statements import Key
 
 Operation: TypeAlias = Literal["insert", "update", "delete"]
-
-MESSAGE: Final = EventType(JSON, 1)
 
 #: How many values one query is given at the most: SQLite takes 32,766, PostgreSQL 65,535.
 _VALUES: Final = 30_000

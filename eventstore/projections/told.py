@@ -14,7 +14,7 @@ from sqlalchemy import Connection
 
 from eventstore import moments
 from eventstore.errors import InvalidArgumentError, StreamDeletedError
-from eventstore.log.base import DELETED, JSON, Bounds, Log, Write
+from eventstore.log.base import DELETED, MESSAGE, Bounds, Log, Write
 from eventstore.projections.changes import (
     ChangeStream,
     Messages,
@@ -70,7 +70,7 @@ class Told:
                 type = log.event_type(row.type, connection).name
                 if type == DELETED:
                     raise StreamDeletedError(name)
-                if type != JSON:
+                if type != MESSAGE.name:
                     raise self._refused(f"events of the type {type!r}")
                 try:
                     self._fold(_decode(row.data))

@@ -14,7 +14,6 @@ from eventstore.errors import (
     RebuildRunningError,
     StoredEventError,
 )
-from eventstore.followers.owner import new_owner
 from eventstore.followers.rebuild import Progress, Rebuild
 from eventstore.followers.registration import check_code
 from eventstore.projections.table_projection import TableProjection
@@ -52,17 +51,7 @@ def compare(store: EventStore, cls: type[TableProjection], report: Report) -> It
     def tell(progress: Progress) -> None:
         report(Walked(f"rebuilding {name}", progress.position, progress.head, progress.events))
 
-    comparison = Comparison(
-        store.log,
-        store._followers,
-        store._parked,
-        store._registered(cls),
-        cls,
-        owner=new_owner(),
-        read_timeout=store._read_timeout,
-        verify=True,
-        progress=tell,
-    )
+    comparison = store._rebuilding(Comparison, cls, True, tell)
     try:
         check_code(cls, found[0].version, found[0].fingerprint)
         comparison.run()
