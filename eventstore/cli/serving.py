@@ -158,8 +158,6 @@ def serve(options: argparse.Namespace) -> int:
 
     log_to_stderr()
     logging.getLogger("uvicorn").setLevel(logging.WARNING)
-    for module in options.modules:
-        import_module(module, module)
     with contextlib.ExitStack() as stack:
         app = application(options, stack)
         serving.serve(
@@ -186,6 +184,8 @@ def _access_log(options: argparse.Namespace) -> Any:
 
 def application(options: argparse.Namespace, stack: contextlib.ExitStack) -> DurableStreams:
     """The application that the options describe; the stack closes its store."""
+    for module in options.modules:
+        import_module(module, module)
     from eventstore.http import DurableStreams
 
     if options.app is not None:
