@@ -165,6 +165,13 @@ def _unprivileged(host: str) -> str:
     return "nobody" if owner == "root" else owner
 
 
+@pytest.fixture(params=["sqlite", "postgres"])
+def url(request: pytest.FixtureRequest) -> str:
+    """A database that several stores and processes can open, of each kind in turn."""
+    found: str = request.getfixturevalue(f"{request.param}_url")
+    return found
+
+
 @pytest.fixture
 def pgbouncer_url(_pgbouncer: Path, _databases: Databases, postgres_url: str) -> str:
     """The database of `postgres_url`, through PgBouncer in transaction mode."""

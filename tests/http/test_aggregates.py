@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -12,19 +11,6 @@ from asgi import Client
 from parcels import Parcel, ParcelMoved, ParcelPosted, posted, run
 
 from eventstore import EventStore
-
-
-@pytest.fixture(params=["sqlite", "postgres"])
-def url(request: pytest.FixtureRequest) -> str:
-    name = "sqlite_url" if request.param == "sqlite" else "postgres_url"
-    found: str = request.getfixturevalue(name)
-    return found
-
-
-@pytest.fixture
-def store(url: str) -> Iterator[EventStore]:
-    with EventStore(url) as store:
-        yield store
 
 
 def test_what_an_aggregate_has_recorded_is_readable_in_the_envelope(store: EventStore) -> None:

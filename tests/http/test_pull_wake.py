@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import pytest
 from asgi import Client
 from subscribing import (
     FIRST,
@@ -29,25 +27,6 @@ from subscribing import (
 )
 
 from eventstore import EventStore
-
-
-@pytest.fixture(params=["sqlite", "postgres"])
-def url(request: pytest.FixtureRequest) -> str:
-    found: str = request.getfixturevalue(f"{request.param}_url")
-    return found
-
-
-@pytest.fixture
-def store(url: str) -> Iterator[EventStore]:
-    with EventStore(url) as store:
-        yield store
-
-
-@pytest.fixture
-def sqlite_store() -> Iterator[EventStore]:
-    """Where the database makes no difference."""
-    with EventStore("sqlite://") as store:
-        yield store
 
 
 def test_workers_race_for_a_wake_and_one_has_it(store: EventStore) -> None:

@@ -26,6 +26,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
+from programs import run_examples
 
 from eventstore.cli import command_line, main
 from eventstore.cli.serving import application
@@ -403,16 +404,7 @@ PAGE = Path(__file__).parents[2] / "docs" / "http.md"
 def test_the_pages_examples_run(tmp_path: Path) -> None:
     blocks = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
     assert len(blocks) == 3
-    program = tmp_path / "page.py"
-    program.write_text("\n".join(blocks), encoding="utf-8")
-    ran = subprocess.run(
-        [sys.executable, "-W", "error", str(program)],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        env={"PYTHONPATH": ":".join(filter(None, sys.path))},
-    )
-    assert ran.returncode == 0, ran.stderr
+    run_examples(blocks, tmp_path)
 
 
 def test_every_option_and_limit_is_on_the_page(capsys: pytest.CaptureFixture[str]) -> None:

@@ -6,7 +6,7 @@ import random
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -22,18 +22,6 @@ from eventstore.log.wakes import Subscription
 PATIENCE = 60.0
 EVENTS = 40
 KIND = EventType("$json", 1)
-
-
-@pytest.fixture(params=["sqlite", "postgres"])
-def url(request: pytest.FixtureRequest) -> str:
-    found: str = request.getfixturevalue(f"{request.param}_url")
-    return found
-
-
-@pytest.fixture
-def store(url: str) -> Iterator[EventStore]:
-    with EventStore(url) as store:
-        yield store
 
 
 def subscribed(ledger: Ledger, *, lease: int = 30_000_000, kind: str = "pull-wake") -> None:

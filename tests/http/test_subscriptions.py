@@ -6,10 +6,8 @@ import asyncio
 import itertools
 import json
 import threading
-from collections.abc import Iterator
 from typing import Any
 
-import pytest
 from asgi import Client, Response
 from receiver import Receiver
 from subscribing import (
@@ -33,32 +31,6 @@ from subscribing import (
 
 from eventstore import EventStore
 from eventstore.http import Operation, Request
-
-
-@pytest.fixture(params=["sqlite", "postgres"])
-def url(request: pytest.FixtureRequest) -> str:
-    found: str = request.getfixturevalue(f"{request.param}_url")
-    return found
-
-
-@pytest.fixture
-def store(url: str) -> Iterator[EventStore]:
-    with EventStore(url) as store:
-        yield store
-
-
-@pytest.fixture
-def sqlite_store() -> Iterator[EventStore]:
-    """Where the database makes no difference."""
-    with EventStore("sqlite://") as store:
-        yield store
-
-
-@pytest.fixture
-def receiver() -> Iterator[Receiver]:
-    with Receiver() as receiver:
-        yield receiver
-
 
 # --- what a subscription is ----------------------------------------------------------------------
 

@@ -6,7 +6,6 @@ import asyncio
 import socket
 import ssl
 import threading
-from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -45,32 +44,6 @@ from eventstore.http.subscriptions.ledger import Delivery
 from eventstore.http.subscriptions.signing import SigningKey
 from eventstore.http.subscriptions.state import Wake
 from eventstore.log.wakes import Subscription
-
-
-@pytest.fixture(params=["sqlite", "postgres"])
-def url(request: pytest.FixtureRequest) -> str:
-    found: str = request.getfixturevalue(f"{request.param}_url")
-    return found
-
-
-@pytest.fixture
-def store(url: str) -> Iterator[EventStore]:
-    with EventStore(url) as store:
-        yield store
-
-
-@pytest.fixture
-def sqlite_store() -> Iterator[EventStore]:
-    """Where the database makes no difference."""
-    with EventStore("sqlite://") as store:
-        yield store
-
-
-@pytest.fixture
-def receiver() -> Iterator[Receiver]:
-    with Receiver() as receiver:
-        yield receiver
-
 
 # --- webhooks ------------------------------------------------------------------------------------
 

@@ -18,6 +18,7 @@ from typing import Any, ClassVar
 
 import psycopg
 import pytest
+from programs import run_examples
 from sqlalchemy import Column, Integer, Table, make_url, update
 
 from eventstore import (
@@ -516,17 +517,7 @@ def test_the_examples_for_sqlite_run(tmp_path: Path) -> None:
     assert len(blocks) == 4
     with EventStore(f"sqlite:///{tmp_path / 'events.db'}") as store:
         store.append("backup/1", Kept(number=1))
-    page = tmp_path / "page.py"
-    page.write_text("\n".join(blocks), encoding="utf-8")
-    ran = subprocess.run(
-        [sys.executable, "-W", "error", str(page)],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        env={"PYTHONPATH": ":".join(filter(None, sys.path))},
-        check=False,
-    )
-    assert ran.returncode == 0, ran.stderr
+    run_examples(blocks, tmp_path)
     with EventStore(f"sqlite:///{tmp_path / 'second.db'}") as store:
         assert store.version("backup/1") == 1
 

@@ -125,12 +125,6 @@ def metered() -> Iterator[Meter]:
         meter.close()
 
 
-@pytest.fixture(params=["sqlite", "postgres"])
-def url(request: pytest.FixtureRequest) -> str:
-    found: str = request.getfixturevalue(f"{request.param}_url")
-    return found
-
-
 @pytest.fixture
 def opened(url: str) -> Iterator[tuple[EventStore, Meter]]:
     """A store without threads, and what it sends."""

@@ -35,12 +35,6 @@ from eventstore import (
 from eventstore.log import tables
 
 
-@pytest.fixture(params=["sqlite", "postgres"])
-def shared_url(request: pytest.FixtureRequest) -> str:
-    url: str = request.getfixturevalue(f"{request.param}_url")
-    return url
-
-
 class Steps(TableProjection, name="rows-steps"):
     balances = Table(
         "rows_steps",
@@ -84,13 +78,13 @@ def test_a_projection_in_step_is_read_as_soon_as_a_save_returns(database_url: st
         assert (status.in_step, status.behind) == (True, 0)
 
 
-def test_what_was_there_before_is_caught_up_with_at_first(shared_url: str) -> None:
-    with EventStore(shared_url) as store:
+def test_what_was_there_before_is_caught_up_with_at_first(url: str) -> None:
+    with EventStore(url) as store:
         store.append("rows/a", [Opened("Ann"), Moved(3)])
     for _ in range(2):
-        with EventStore(shared_url, in_step=[Steps]) as store:
+        with EventStore(url, in_step=[Steps]) as store:
             assert steps_of(store)["a"] == 3
-    with EventStore(shared_url, in_step=[Steps]) as store:
+    with EventStore(url, in_step=[Steps]) as store:
         store.append("rows/b", [Opened("Bob"), Moved(1)])
         assert steps_of(store) == {"a": 3, "b": 1}
 
@@ -136,9 +130,9 @@ def test_in_step_with_the_callers_transaction(database_url: str) -> None:
         assert store.version("rows/a") == 3
 
 
-def test_in_step_a_rollback_on_an_engine_of_the_callers_takes_all_back(shared_url: str) -> None:
-    engine = create_engine(make_url(shared_url).set(drivername=_driver(shared_url)))
-    with EventStore(shared_url, in_step=[Steps]) as store:
+def test_in_step_a_rollback_on_an_engine_of_the_callers_takes_all_back(url: str) -> None:
+    engine = create_engine(make_url(url).set(drivername=_driver(url)))
+    with EventStore(url, in_step=[Steps]) as store:
         store.append("rows/a", Opened("Ann"))
         with engine.connect() as db:
             store.append("rows/a", Moved(5), connection=db)
@@ -152,8 +146,8 @@ def _driver(url: str) -> str:
     return "sqlite" if url.startswith("sqlite") else "postgresql+psycopg"
 
 
-def test_in_step_with_concurrent_writers(shared_url: str) -> None:
-    with EventStore(shared_url, in_step=[Steps]) as store:
+def test_in_step_with_concurrent_writers(url: str) -> None:
+    with EventStore(url, in_step=[Steps]) as store:
         opened(store, *"abcd")
 
         def write(number: int) -> None:
@@ -168,10 +162,10 @@ def test_in_step_with_concurrent_writers(shared_url: str) -> None:
         store.rebuild(Steps, verify=True)
 
 
-def test_a_program_that_would_pass_by_is_refused(shared_url: str) -> None:
-    with EventStore(shared_url, in_step=[Steps]) as store:
+def test_a_program_that_would_pass_by_is_refused(url: str) -> None:
+    with EventStore(url, in_step=[Steps]) as store:
         store.append("rows/a", [Opened("Ann"), Moved(3)])
-    with EventStore(shared_url) as other:
+    with EventStore(url) as other:
         with pytest.raises(NotInStepError) as caught:
             other.append("rows/a", Moved(1))
         assert caught.value.follower == "rows-steps"
@@ -182,8 +176,8 @@ def test_a_program_that_would_pass_by_is_refused(shared_url: str) -> None:
         assert steps_of(other) == {"a": 4}
 
 
-def test_old_code_in_step_does_not_write_into_newer_tables(shared_url: str) -> None:
-    with EventStore(shared_url, in_step=[Steps]) as store, EventStore(shared_url) as other:
+def test_old_code_in_step_does_not_write_into_newer_tables(url: str) -> None:
+    with EventStore(url, in_step=[Steps]) as store, EventStore(url) as other:
         store.append("rows/a", [Opened("Ann"), Moved(3)])
         with other.engine.begin() as db:  # as a rebuild by newer code leaves it
             db.execute(update(tables.followers).values(version=2))
@@ -193,9 +187,9 @@ def test_old_code_in_step_does_not_write_into_newer_tables(shared_url: str) -> N
         store.append("rows/a", Ignored())  # what it does not handle is none of its business
 
 
-def test_a_projection_with_parked_events_cannot_run_in_step(shared_url: str) -> None:
-    with EventStore(shared_url) as store:
+def test_a_projection_with_parked_events_cannot_run_in_step(url: str) -> None:
+    with EventStore(url) as store:
         store.append("rows/a", Moved(1))
         store.catch_up(Steps)
     with pytest.raises(ParkedEventsError):
-        EventStore(shared_url, in_step=[Steps])
+        EventStore(url, in_step=[Steps])

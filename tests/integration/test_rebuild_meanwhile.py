@@ -34,13 +34,6 @@ def _hook_is_reset() -> Iterator[None]:
     hook.__init__()  # type: ignore[misc]
 
 
-@pytest.fixture(params=["sqlite", "postgres"])
-def shared_url(request: pytest.FixtureRequest) -> str:
-    """A database that several stores can open."""
-    url: str = request.getfixturevalue(f"{request.param}_url")
-    return url
-
-
 @pytest.fixture
 def postgres_store(postgres_url: str) -> Iterator[EventStore]:
     with EventStore(postgres_url) as opened:
@@ -243,8 +236,8 @@ def test_a_worker_with_the_old_lease_cannot_write(store: EventStore) -> None:
     assert balances(store)["a"] == 13
 
 
-def test_a_running_worker_of_an_old_version_is_told(shared_url: str) -> None:
-    with EventStore(shared_url) as store:
+def test_a_running_worker_of_an_old_version_is_told(url: str) -> None:
+    with EventStore(url) as store:
         filled(store)
         runner = store.runner(Accounts, lease=0.4)
         failure: list[BaseException] = []

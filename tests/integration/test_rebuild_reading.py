@@ -46,12 +46,6 @@ class Sums(TableProjection, name="reading-sums"):
         self.update(self.sums, record.stream, last=record.position)
 
 
-@pytest.fixture(params=["sqlite", "postgres"])
-def url(request: pytest.FixtureRequest) -> str:
-    found: str = request.getfixturevalue(f"{request.param}_url")
-    return found
-
-
 @pytest.fixture
 def store(url: str) -> Iterator[EventStore]:
     with EventStore(url, notify=False) as opened:

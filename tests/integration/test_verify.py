@@ -463,12 +463,6 @@ def test_memory_does_not_grow_with_the_log(sqlite_url: str) -> None:
 # --- the command ---------------------------------------------------------------------------------
 
 
-@pytest.fixture(params=["sqlite", "postgres"])
-def url(request: pytest.FixtureRequest) -> str:
-    found: str = request.getfixturevalue(f"{request.param}_url")
-    return found
-
-
 @pytest.fixture
 def sound(url: str) -> Callable[[], EventStore]:
     with EventStore(url) as store:

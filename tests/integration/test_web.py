@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import importlib.util
 import re
-import subprocess
-import sys
 import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -15,8 +12,9 @@ from typing import Any
 
 import httpx
 import pytest
-from applications import EXAMPLE, PATIENCE, in_process, run, version_of_notes
+from applications import PATIENCE, in_process, run, version_of_notes
 from fastapi import FastAPI
+from programs import imported_by, run_examples
 from starlette.applications import Starlette
 from starlette.requests import HTTPConnection, Request
 from starlette.responses import JSONResponse, Response
@@ -29,24 +27,6 @@ from eventstore.aio import AsyncEventStore
 from eventstore.web import MetadataMiddleware, install, lifespan
 
 PAGE = Path(__file__).parents[2] / "docs" / "web.md"
-
-
-@pytest.fixture(scope="module")
-def shop() -> Any:
-    """The example application's module."""
-    spec = importlib.util.spec_from_file_location("shop_api", EXAMPLE)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["shop_api"] = module  # where pydantic looks for the names in annotations
-    spec.loader.exec_module(module)
-    return module
-
-
-@pytest.fixture(params=["sqlite", "postgres"])
-def url(request: pytest.FixtureRequest) -> str:
-    found: str = request.getfixturevalue(f"{request.param}_url")
-    return found
 
 
 # --- metadata ------------------------------------------------------------------------------------
@@ -241,17 +221,7 @@ def test_a_request_without_a_lifespan_says_what_is_missing() -> None:
 def test_the_pages_examples_run(tmp_path: Path) -> None:
     blocks = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
     assert len(blocks) > 3
-    # A program of its own: its classes have names that others have too.
-    program = tmp_path / "page.py"
-    program.write_text("\n".join(blocks), encoding="utf-8")
-    ran = subprocess.run(
-        [sys.executable, "-W", "error", str(program)],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        env={"PYTHONPATH": ":".join(filter(None, sys.path))},
-    )
-    assert ran.returncode == 0, ran.stderr
+    run_examples(blocks, tmp_path)
 
 
 def test_every_name_is_on_the_page() -> None:
@@ -260,24 +230,10 @@ def test_every_name_is_on_the_page() -> None:
 
 
 def test_the_core_imports_nothing_of_it() -> None:
-    script = "import sys, eventstore, eventstore.aio; print(*sys.modules)"
-    ran = subprocess.run(
-        [sys.executable, "-W", "error", "-c", script],
-        capture_output=True,
-        text=True,
-        check=True,
-        env={"PYTHONPATH": ":".join(filter(None, sys.path))},
-    )
-    assert not {"starlette", "fastapi", "eventstore.web"} & set(ran.stdout.split())
+    loaded = imported_by("eventstore", "eventstore.aio")
+    assert not {"starlette", "fastapi", "eventstore.web"} & loaded
 
 
 def test_it_needs_no_fastapi() -> None:
-    script = "import sys, eventstore.web; print(*sys.modules)"
-    ran = subprocess.run(
-        [sys.executable, "-W", "error", "-c", script],
-        capture_output=True,
-        text=True,
-        check=True,
-        env={"PYTHONPATH": ":".join(filter(None, sys.path))},
-    )
-    assert not {"fastapi", "pydantic", "httpx"} & set(ran.stdout.split())
+    loaded = imported_by("eventstore.web")
+    assert not {"fastapi", "pydantic", "httpx"} & loaded

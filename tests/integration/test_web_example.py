@@ -28,12 +28,6 @@ def shop() -> Any:
     return module
 
 
-@pytest.fixture(params=["sqlite", "postgres"])
-def url(request: pytest.FixtureRequest) -> str:
-    found: str = request.getfixturevalue(f"{request.param}_url")
-    return found
-
-
 # --- under load ----------------------------------------------------------------------------------
 
 

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-
 import pytest
+from programs import run_python
 
 import eventstore.testing
 
@@ -17,14 +15,8 @@ kit.FrozenClock, kit.given, kit.memory_store().close()
 """
 
 
-def run(more: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-W", "error", "-c", SCRIPT + more],
-        capture_output=True,
-        text=True,
-        check=True,
-        env={"PYTHONPATH": ":".join(filter(None, sys.path))},
-    )
+def run(more: str) -> str:
+    return run_python("-c", SCRIPT + more)
 
 
 def test_every_name_is_there_and_documented() -> None:
@@ -45,10 +37,10 @@ def test_scenarios_need_neither_pytest_nor_hypothesis() -> None:
     [("events", "hypothesis"), ("aggregate_machine", "hypothesis"), ("LogContract", "pytest")],
 )
 def test_what_needs_more_says_what_to_install(name: str, needed: str) -> None:
-    ran = run(f"""
+    printed = run(f"""
 try:
     from eventstore.testing import {name}
 except ImportError as error:
     print(error)
 """)
-    assert ran.stdout == f"eventstore.testing.{name} needs {needed}: pip install {needed}\n"
+    assert printed == f"eventstore.testing.{name} needs {needed}: pip install {needed}\n"
