@@ -31,6 +31,9 @@ from http_wire import (
 
 #: Seconds after which who has no answer, or no news, has waited in vain.
 PATIENCE: Final = 45.0
+#: Less, for readers at the end of a round: one that asks anew by itself must not hide that nobody
+#: has told it.
+TOLD: Final = 20.0
 WRITERS, READERS = 3, 8
 
 
@@ -370,7 +373,7 @@ class Reader:
                     break
                 if self._stop.asked.is_set():
                     asked = asked or time.monotonic()
-                    if time.monotonic() > asked + PATIENCE:
+                    if time.monotonic() > asked + TOLD:
                         raise Broken(f"{act.__name__} of {self._stream} hears of nothing")
             reading.cancel()
             with contextlib.suppress(asyncio.CancelledError, httpx.TransportError):
