@@ -7,7 +7,7 @@ import os
 import sys
 import traceback
 from operator import attrgetter
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 from eventstore import EventHandler, EventStoreError, TableProjection
 
@@ -37,8 +37,7 @@ def find(target: str) -> Following:
             raise TargetError(target, f"calling {name} failed: {_told(error)}") from error
     if not _follows(found):
         raise TargetError(target, f"{found!r} is neither a TableProjection nor an EventHandler")
-    following: Following = found
-    return following
+    return found
 
 
 def named(target: str, form: str = "module:Name") -> Any:
@@ -64,7 +63,7 @@ def import_module(target: str, module: str) -> Any:
         raise TargetError(target, f"importing {module} failed: {_told(error)}") from error
 
 
-def _follows(found: object) -> bool:
+def _follows(found: object) -> TypeGuard[Following]:
     if isinstance(found, type):
         return issubclass(found, (TableProjection, EventHandler))
     return isinstance(found, EventHandler)

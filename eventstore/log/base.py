@@ -417,7 +417,7 @@ class Log(Protocol):
         ...
 
     def query(
-        self, statement: Statement, values: Mapping[str, Any], work: Work | None = None
+        self, statement: Statement, values: Mapping[str, Any], connection: Joinable | None = None
     ) -> Sequence[Any]:
         """The rows that a statement finds. Raises LogError."""
         ...
