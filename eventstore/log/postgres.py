@@ -61,7 +61,8 @@ from eventstore.log.frontier import Frontiers
 from eventstore.log.grouping import Request
 from eventstore.log.kept import KEPT, Seat
 from eventstore.log.notifying import Notifier, PostgresWatch, is_proxied
-from eventstore.log.reading import Rows
+from eventstore.log.queries import PAGE, Mask, Statement
+from eventstore.log.reading import Page, Rows
 from eventstore.log.sql import SqlLog, refuse
 from eventstore.log.tables import REVISION
 from eventstore.log.work import Joinable
@@ -388,28 +389,59 @@ class PostgresLog(SqlLog):
         cursor.execute(statement.text, values, prepare=True)
 
     def _read_on(self, statement: Any, values: dict[str, Any], whole: bool) -> Generator[Rows]:
-        # Rows streamed in chunks arrive while others are handled: three times as fast as a query a
-        # page. One statement is not to last for long, as no dead row is cleaned up meanwhile.
-        size, limit = values["limit"], _FIRST_STREAM
-        if not psycopg.capabilities.has_stream_chunked():
+        size = values["limit"]
+        if not _STREAMS:
             yield from self._paged(statement, values)
             return
-        full = True
+        # One statement is not to last for long, as no dead row is cleaned up meanwhile.
+        full, limit = True, _FIRST_STREAM
         while full:
             values["limit"], count, began = limit, 0, time.monotonic()
-            with self._reading() as cursor:
-                rows = cursor.stream(statement.text, values, binary=True, size=size)
-                with contextlib.closing(rows):
-                    while page := list(islice(rows, size)):
-                        count += len(page)
-                        values["after"] = page[-1][0]
-                        yield page
+            for page in self._streamed(statement, values, size):
+                count += len(page)
+                values["after"] = page[-1][0]
+                yield page
             full = count == limit
             seconds = time.monotonic() - began
             if seconds < _STREAM_SECONDS / 4:
                 limit = min(limit * 4, _LONGEST_STREAM)
             elif seconds > _STREAM_SECONDS:
                 limit = max(limit // 4, size)
+
+    def _pages(
+        self, first: Page, mask: Mask, values: dict[str, Any], connection: Connection | None
+    ) -> Generator[Page]:
+        if connection is not None or not _STREAMS:
+            yield from super()._pages(first, mask, values, connection)
+            return
+        yield first
+        values["after"] += len(first)
+        del first
+        values["limit"] = _LONGEST_STREAM
+        statement = self._statement("fold", mask)
+        full = True
+        while full:
+            count = 0
+            for page in self._streamed(statement, values, PAGE):
+                count += len(page)
+                yield page
+                del page
+            values["after"] += count
+            full = count == _LONGEST_STREAM
+
+    def _streamed(
+        self, statement: Statement, values: Mapping[str, Any], size: int
+    ) -> Generator[Sequence[Any]]:
+        """The rows of one statement, in pages.
+
+        They arrive while others are handled: three times as fast as a query a page.
+        """
+        with self._reading() as cursor:
+            rows = cursor.stream(statement.text, values, binary=True, size=min(size, 500))
+            with contextlib.closing(rows):
+                while page := list(islice(rows, size)):
+                    yield page
+                    del page
 
     def one_of(self, column: Any, parameter: str) -> Any:
         kind = column.type if isinstance(column.type, BigInteger) else Text()
@@ -510,6 +542,8 @@ class PostgresLog(SqlLog):
         return translated(error, lost, "unknown" if unknown else "not written")
 
 
+#: Whether libpq hands over rows in chunks (from 17 on).
+_STREAMS: Final = psycopg.capabilities.has_stream_chunked()
 #: Rows of a stream: of the first, and at the most. A later one has more if this one was quick.
 _FIRST_STREAM: Final = 1_000
 _LONGEST_STREAM: Final = 100_000
