@@ -22,7 +22,7 @@ from eventstore import EventStore, Write
 
 #: The lengths of the aggregates, how often one run loads each, and what is aimed at.
 LENGTHS: Final = ((10, 600, 0.70), (100, 200, 0.85), (1_000, 30, 0.85), (10_000, 3, 0.90))
-COMMANDS: Final = 60
+COMMANDS: Final = 300
 DAWN: Final = datetime(2024, 1, 1, tzinfo=UTC)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import ClassVar, TypeVar
 
 from eventstore import names
@@ -73,10 +74,13 @@ class Aggregate(Stateful):
         self._reset(id)
 
     def _reset(self, id: str) -> None:
-        self.id = id
-        self.version = 0
-        self._pending: list[Pending] = []
+        self._be(id, 0)
         self._set_defaults()
+
+    def _be(self, id: str, version: int) -> None:
+        self.id = id
+        self.version = version
+        self._pending: list[Pending] = []
 
     @property
     def pending(self) -> tuple[Event, ...]:
@@ -110,6 +114,17 @@ def recorded_in_handler(aggregate: Aggregate, event_type: type[Event]) -> Invali
         f"its handler in {type(aggregate).__name__} records another event; handlers only change "
         "state: record both events in the command",
     )
+
+
+def at_version(
+    cls: type[S], id: str, version: int, fields: Iterable[str], values: Iterable[object]
+) -> S:
+    """An aggregate with all its state given, made without calling its `__init__`."""
+    aggregate = cls.__new__(cls)
+    aggregate._be(id, version)
+    for field, value in zip(fields, values, strict=True):
+        setattr(aggregate, field, value)
+    return aggregate
 
 
 def blank(cls: type[S], id: str) -> S:

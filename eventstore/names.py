@@ -102,9 +102,12 @@ class StreamPattern:
 
     def stream(self, id: str) -> str:
         """The name of the stream of `id`. Raises InvalidNameError."""
-        _checked("an aggregate's id", id)
         name = f"{self.prefix}{id}{self.suffix}"
-        return name if len(name) <= MAX_STREAM_NAME else check_stream_name(name)
+        plain = id.__class__ is str and id and id.isascii() and id.isprintable()
+        if plain and len(name) <= MAX_STREAM_NAME:  # nearly always: nothing is left to check
+            return name
+        _checked("an aggregate's id", id)
+        return check_stream_name(name)
 
     def id(self, stream: str) -> str | None:
         """The id in a stream's name, or None if the name does not follow this pattern."""

@@ -13,7 +13,7 @@ from uuid import UUID
 
 import msgspec
 
-from eventstore.aggregate import Aggregate, blank
+from eventstore.aggregate import Aggregate, at_version, blank
 from eventstore.fingerprint import fingerprint
 from eventstore.state import Stateful, state_fields, state_type
 
@@ -128,32 +128,30 @@ class AggregateCache:
 
     def get(self, cls: type[S], id: str) -> S | None:
         """An aggregate as it was when it was put here; events may have followed."""
+        key = (cls, id)
         with self._lock:
-            kept = self._kept.get((cls, id))
+            kept = self._kept.get(key)
             if kept is None:
                 return None
-            self._kept.move_to_end((cls, id))
+            self._kept.move_to_end(key)
         version, state = kept
-        aggregate = blank(cls, id)
         if isinstance(state, tuple):
-            for field, value in zip(_fields(cls), state, strict=True):
-                setattr(aggregate, field, value)
-        elif not state_codec(cls).restore(aggregate, state):
+            return at_version(cls, id, version, _fields(cls), state)
+        aggregate = blank(cls, id)
+        if not state_codec(cls).restore(aggregate, state):
             return None
         aggregate.version = version
         return aggregate
 
     def put(self, aggregate: Aggregate) -> None:
         """Keep an aggregate's state, unless a later one is kept already."""
-        values = [getattr(aggregate, field) for field in _fields(type(aggregate))]
-        state: State | None
-        if _UNCHANGING.issuperset(map(type, values)):
-            state = tuple(values)
-        else:
-            state = state_codec(type(aggregate)).encode(aggregate)
+        cls = type(aggregate)
+        values = tuple([getattr(aggregate, field) for field in _fields(cls)])
+        shareable = _UNCHANGING.issuperset(map(type, values))
+        state = values if shareable else state_codec(cls).encode(aggregate)
         if state is None:
             return
-        key = (type(aggregate), aggregate.id)
+        key = (cls, aggregate.id)
         with self._lock:
             kept = self._kept.get(key)
             if kept is None or kept[0] <= aggregate.version:

@@ -10,7 +10,7 @@ from sqlalchemy import URL, Engine
 from eventstore import moments
 from eventstore.errors import InvalidArgumentError, LogError
 from eventstore.log.base import Log
-from eventstore.log.kept import KEPT
+from eventstore.log.seats import KEPT
 from eventstore.urls import parse
 
 if TYPE_CHECKING:

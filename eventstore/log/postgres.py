@@ -59,10 +59,10 @@ from eventstore.log.base import (
 from eventstore.log.borrowing import Borrowed, check_dialect
 from eventstore.log.frontier import Frontiers
 from eventstore.log.grouping import Request
-from eventstore.log.kept import KEPT, Seat
 from eventstore.log.notifying import Notifier, PostgresWatch, is_proxied
 from eventstore.log.queries import PAGE, Mask, Statement
 from eventstore.log.reading import Page, Rows
+from eventstore.log.seats import KEPT, Seat
 from eventstore.log.sql import SqlLog, refuse
 from eventstore.log.tables import REVISION
 from eventstore.log.work import Joinable
@@ -436,12 +436,17 @@ class PostgresLog(SqlLog):
 
         They arrive while others are handled: three times as fast as a query a page.
         """
-        with self._reading() as cursor:
-            rows = cursor.stream(statement.text, values, binary=True, size=min(size, 500))
-            with contextlib.closing(rows):
-                while page := list(islice(rows, size)):
-                    yield page
-                    del page
+        reading = self._reading()
+        _streaming.add(reading)
+        try:
+            with reading as cursor:
+                rows = cursor.stream(statement.text, values, binary=True, size=min(size, 500))
+                with contextlib.closing(rows):
+                    while page := list(islice(rows, size)):
+                        yield page
+                        del page
+        finally:
+            _streaming.discard(reading)
 
     def one_of(self, column: Any, parameter: str) -> Any:
         kind = column.type if isinstance(column.type, BigInteger) else Text()
@@ -544,6 +549,9 @@ class PostgresLog(SqlLog):
 
 #: Whether libpq hands over rows in chunks (from 17 on).
 _STREAMS: Final = psycopg.capabilities.has_stream_chunked()
+#: What is being streamed. Not only the pages know of it, so that they are cleaned up first where
+#: they are forgotten: a stream holds its connection's lock, and the pool would wait for that.
+_streaming: Final[set[Borrowed]] = set()
 #: Rows of a stream: of the first, and at the most. A later one has more if this one was quick.
 _FIRST_STREAM: Final = 1_000
 _LONGEST_STREAM: Final = 100_000

@@ -52,9 +52,9 @@ class Shape(NamedTuple):
 
 
 _LIMIT: Final = bindparam("limit", type_=Integer())
-#: The same where a planner cannot see it. PostgreSQL then takes a plan that is quick to begin, along
-#: the positions. One that sees a limit above what it expects of a range sorts the rest of the log
-#: for each page, and of a table without statistics it expects little: four times slower at 200,000.
+#: The same where a planner cannot see it. PostgreSQL then takes a plan that is quick to begin,
+#: along the positions. One that sees a limit above what it expects of a range sorts the rest of the
+#: log for each page, and of a table without statistics it expects little: four times slower.
 _HIDDEN_LIMIT: Final = select(_LIMIT).scalar_subquery()
 _ONE: Final = literal_column("1", Integer())
 _BOUNDS: Final = tuple(f"until_{name}" for name in Bounds._fields)

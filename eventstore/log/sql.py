@@ -98,13 +98,13 @@ class SqlLog(ReadingLog):
         recorded_at: int | None = None,
         connection: Joinable | None = None,
     ) -> tuple[Receipt, ...]:
-        self._check_open()
         if len(writes) > 1 and len({write.stream for write in writes}) != len(writes):
             names = [write.stream for write in writes]
             raise InvalidArgumentError("writes", names, "a stream may occur once in an append")
         for write in writes:
             _check_expected(write.expected)
         if not writes:
+            self._check_open()
             return ()
         if connection is None and self._group is not None:
             receipts = self._group.append(writes, key, recorded_at)
@@ -280,7 +280,8 @@ class SqlLog(ReadingLog):
         self._closed = True
         self._watch.close()
         self._hints.close()
-        self._kept.close()
+        self._keep = 0
+        self._let_go()
 
 
 def refuse(write: Write, version: int, deleted: bool) -> None:

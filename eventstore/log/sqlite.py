@@ -52,8 +52,8 @@ from eventstore.log.base import (
 )
 from eventstore.log.borrowing import Borrowed, check_dialect, savepoint
 from eventstore.log.grouping import Request
-from eventstore.log.kept import KEPT, Seat
 from eventstore.log.reading import Rows
+from eventstore.log.seats import KEPT, Seat
 from eventstore.log.sql import SqlLog
 from eventstore.log.watching import SqliteWatch
 from eventstore.log.work import Joinable, Work

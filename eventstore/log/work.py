@@ -7,7 +7,7 @@ from typing import Any, TypeAlias
 from sqlalchemy import Connection
 
 from eventstore.log.base import EventType
-from eventstore.log.kept import Seat
+from eventstore.log.seats import Seat
 
 
 class Work(Seat):

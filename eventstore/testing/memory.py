@@ -13,7 +13,7 @@ from typing import Final, TypedDict, Unpack
 from sqlalchemy import Engine, make_url
 
 from eventstore import schema
-from eventstore.log.kept import KEPT
+from eventstore.log.seats import KEPT
 from eventstore.log.sqlite import SqliteLog, open_sqlite
 from eventstore.moments import now, to_micros
 from eventstore.projections.table_projection import TableProjection
