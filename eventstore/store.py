@@ -127,6 +127,7 @@ class EventStore(FollowingStore):
             notify=notify,
         )
         self._max_attempts = max_attempts
+        self._group_commit = group_commit
         self._follow(list(in_step))
         if group_commit:
             self.log.group_commits()
@@ -289,6 +290,11 @@ class EventStore(FollowingStore):
             return result, self._save((aggregate,), key, None, None)
         except WrongExpectedVersionError:
             return None
+
+    def _may_share(self, cls: type[Aggregate]) -> bool:
+        """Whether operations may be done for several callers at once: see eventstore.together."""
+        alone = cls.__snapshot_every__ or self._cache is not None or self._in_step.is_needed
+        return self._group_commit and not alone
 
     def delete(self, cls: type[Aggregate], id: str, *, expected: Expected = ANY) -> None:
         """Delete an aggregate's stream: see `delete_stream`."""

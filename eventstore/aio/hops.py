@@ -21,27 +21,16 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 
-class _Job:
-    """One operation under way."""
+class Awaited:
+    """What a task awaits on its loop, and a worker thread finds."""
 
-    __slots__ = ("call", "context", "error", "future", "landing", "result")
+    __slots__ = ("error", "future", "landing", "result")
 
-    def __init__(self, call: Callable[[], Any], landing: _Landing) -> None:
-        self.call = call
-        self.context = contextvars.copy_context()
+    def __init__(self, landing: _Landing) -> None:
         self.landing = landing
         self.future: asyncio.Future[Any] = landing.loop.create_future()
         self.result: Any = None
         self.error: BaseException | None = None
-
-    def run(self) -> None:
-        if self.future.cancelled():  # before it has begun: nothing was done
-            return
-        try:
-            self.result = self.context.run(self.call)
-        except BaseException as error:
-            self.error = error
-        self.landing.land(self)
 
     def settle(self) -> None:
         """Tell whoever awaits it. On the loop's own thread."""
@@ -59,19 +48,39 @@ class _Job:
             )
 
 
+class _Job(Awaited):
+    """One operation under way."""
+
+    __slots__ = ("call", "context")
+
+    def __init__(self, call: Callable[[], Any], landing: _Landing) -> None:
+        super().__init__(landing)
+        self.call = call
+        self.context = contextvars.copy_context()
+
+    def run(self) -> None:
+        if self.future.cancelled():  # before it has begun: nothing was done
+            return
+        try:
+            self.result = self.context.run(self.call)
+        except BaseException as error:
+            self.error = error
+        self.landing.land(self)
+
+
 class _Landing:
-    """Where finished jobs come back to a loop: many at once wake it once."""
+    """Where what was found comes back to a loop: much at once wakes it once."""
 
     __slots__ = ("_landed", "_woken", "loop")
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.loop = loop
-        self._landed: deque[_Job] = deque()
+        self._landed: deque[Awaited] = deque()
         self._woken = False
 
-    def land(self, job: _Job) -> None:
-        """From a worker thread: the job is done."""
-        self._landed.append(job)
+    def land(self, found: Awaited) -> None:
+        """From a worker thread: it has its result, or its error."""
+        self._landed.append(found)
         if self._woken:
             return
         self._woken = True
@@ -91,7 +100,7 @@ class Hops:
 
     def __init__(self, threads: int) -> None:
         self._most = threads
-        self._queue: SimpleQueue[_Job | None] = SimpleQueue()
+        self._queue: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
         self._threads: list[threading.Thread] = []
         self._starting = threading.Lock()
         self._closed = False
@@ -106,11 +115,24 @@ class Hops:
         if self._closed:
             raise StoreClosedError
         job = _Job(partial(function, *args, **kwargs), self._landing())
-        self._queue.put(job)
-        if len(self._threads) < self._most and (not self._threads or self._queue.qsize()):
-            self._start()
+        self.put(job.run)
         result: R = await job.future
         return result
+
+    def awaited(self) -> Awaited:
+        """Something that the running task is going to await. Raises StoreClosedError."""
+        if self._closed:
+            raise StoreClosedError
+        return Awaited(self._landing())
+
+    def put(self, work: Callable[[], None]) -> bool:
+        """Have a worker thread do it, which must not raise; False if the threads are ending."""
+        if self._closed:
+            return False
+        self._queue.put(work)
+        if len(self._threads) < self._most and (not self._threads or self._queue.qsize()):
+            self._start()
+        return True
 
     def _landing(self) -> _Landing:
         loop = asyncio.get_running_loop()
@@ -131,11 +153,11 @@ class Hops:
 
     def _work(self) -> None:
         while True:
-            job = self._queue.get()
-            if job is None:
+            work = self._queue.get()
+            if work is None:
                 return
-            job.run()
-            del job
+            work()
+            del work
 
     def close(self) -> None:
         """End the threads when they have done what was asked for."""

@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any, Concatenate, Final, ParamSpec, Self, Type
 from sqlalchemy import URL, Engine
 
 from eventstore.aggregate import Aggregate
+from eventstore.aio.company import Company
 from eventstore.aio.connection import HoppingBlock
 from eventstore.aio.hops import Hops
 from eventstore.aio.subscription import AsyncSubscription, Live
@@ -37,6 +38,7 @@ from eventstore.projections.table_projection import TableProjection
 from eventstore.store import EventStore, StoreOptions
 from eventstore.stream_store import wanted_events
 from eventstore.streams import Cut
+from eventstore.together import Load, Operation, Save, Transact
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncEngine
@@ -72,6 +74,24 @@ def _awaited(
         return await store._hops.run(operation, opened, *args, **kwargs)
 
     return hop
+
+
+def _shared(
+    operation: Callable[Concatenate[EventStore, P], R], kind: type[Operation]
+) -> Callable[Concatenate[AsyncEventStore, P], Coroutine[Any, Any, R]]:
+    """The same for an operation that is done together with others which tasks ask for at once."""
+    hop = _awaited(operation)
+
+    @wraps(operation)
+    async def join(store: AsyncEventStore, /, *args: P.args, **kwargs: P.kwargs) -> R:
+        opened = await store._opened()
+        one = kind.of(args, kwargs)
+        if one is None or not opened._may_share(one.cls):
+            return await hop(store, *args, **kwargs)
+        result: R = await store._company.join(opened, one)
+        return result
+
+    return join
 
 
 def _iterated(
@@ -144,14 +164,15 @@ class AsyncEventStore:
         self._target = _sync_target(target)
         self._options = options
         self._hops = Hops(threads)
+        self._company = Company(self._hops)
         self._opening = threading.Lock()
         self._store: EventStore | None = None
         self._live: Live | None = None
 
     # --- write ---------------------------------------------------------------------------------
 
-    save = _awaited(EventStore.save)
-    transact = _awaited(EventStore.transact)
+    save = _shared(EventStore.save, Save)
+    transact = _shared(EventStore.transact, Transact)
     transact_once = _awaited(EventStore.transact_once)
     append = _awaited(EventStore.append)
     append_all = _awaited(EventStore.append_all)
@@ -161,7 +182,7 @@ class AsyncEventStore:
 
     # --- read ----------------------------------------------------------------------------------
 
-    load = _awaited(EventStore.load)
+    load = _shared(EventStore.load, Load)
     exists = _awaited(EventStore.exists)
     history = _iterated(EventStore.history)
     ids = _iterated(EventStore.ids)

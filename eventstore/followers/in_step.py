@@ -117,6 +117,11 @@ class InStep:
 
     # --- appending -----------------------------------------------------------------------------
 
+    @property
+    def is_needed(self) -> bool:
+        """Whether an append has to ask here: it has not been looked yet, or there are members."""
+        return not self._checked or bool(self._members)
+
     def append(
         self,
         writes: Sequence[Write],
@@ -129,7 +134,7 @@ class InStep:
 
         Raises HandlerError, with nothing written, where one of them fails.
         """
-        if self._checked and not self._members:
+        if not self.is_needed:
             return self._log.append(writes, key=key, recorded_at=recorded_at, connection=connection)
         if connection is not None and not self._checked:
             _begin_writing(connection)

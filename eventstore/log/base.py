@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol, TypeAlias
 if TYPE_CHECKING:
     from sqlalchemy import Connection, Engine
 
+    from eventstore.log.grouping import Request
     from eventstore.log.queries import Statement
     from eventstore.log.signal import Signal
     from eventstore.log.work import Joinable, Work
@@ -200,6 +201,12 @@ class Log(Protocol):
         """
         ...
 
+    def append_together(self, requests: Sequence[Request]) -> None:
+        """Append for several callers, in one transaction where that is possible.
+
+        Sets the outcome of each: its receipts or its error. It raises nothing of the log's.
+        """
+
     def group_commits(self) -> None:
         """From now on, appends that threads make at once may share a transaction.
 
@@ -249,6 +256,14 @@ class Log(Protocol):
 
         With `fingerprint`, the latest snapshot of that fingerprint within the bounds comes
         first, and only the events after it follow. The pages must be used up or closed.
+        """
+        ...
+
+    def fold_together(self, streams: Sequence[str]) -> Sequence[Sequence[tuple[int, bytes]] | None]:
+        """What `fold` gives of each of the streams, whole, in one trip where that is possible.
+
+        Nothing of a stream that is not there; None for one that is too long, and has to be folded
+        by itself. Raises LogError.
         """
         ...
 

@@ -99,7 +99,7 @@ class GroupCommit:
             while self._waiting and len(group) < MOST:
                 group.append(self._waiting.popleft())
         try:
-            self._commit(group)
+            self.commit(group)
         finally:
             self._pass_on()
             for other in group[1:]:
@@ -117,7 +117,8 @@ class GroupCommit:
         assert first.turn is not None
         first.turn.release()
 
-    def _commit(self, group: Sequence[Request]) -> None:
+    def commit(self, group: Sequence[Request]) -> None:
+        """Commit these together, now; each has its outcome then."""
         if len(group) > 1:
             try:
                 self._together(group)

@@ -127,6 +127,16 @@ _MANY: Final = {kind: _EVENTS.format(head=head) for kind, head in _HEADS.items()
 _ONE_AT: Final = _ONE_EVENT.format(head=_HEAD_AT)
 _MANY_AT: Final = _EVENTS.format(head=_HEAD_AT)
 
+# A page of each of several streams.
+_FOLDS: Final = f"""
+    SELECT wanted.number, e.type_id, e.data
+      FROM unnest(%(streams)s::text[]) WITH ORDINALITY AS wanted (name, number)
+      JOIN eventstore_streams s ON s.name = wanted.name,
+           LATERAL (
+               SELECT version, type_id, data FROM eventstore_events
+                WHERE stream_id = s.id ORDER BY version LIMIT {PAGE}) AS e
+     ORDER BY wanted.number, e.version"""
+
 # All heads of an append are locked first, in one order for all appends. Where there is no head yet,
 # a row at version 0 is the lock: the order must hold for new streams and old ones alike.
 _LOCK_HEADS: Final = """
@@ -428,6 +438,14 @@ class PostgresLog(SqlLog):
                 del page
             values["after"] += count
             full = count == _LONGEST_STREAM
+
+    def fold_together(self, streams: Sequence[str]) -> Sequence[Page | None]:
+        pages: list[list[tuple[int, bytes]]] = [[] for _ in streams]
+        with self._reading() as cursor:
+            cursor.execute(_FOLDS, {"streams": list(streams)}, prepare=True)
+            for number, type, data in cursor.fetchall():
+                pages[number - 1].append((type, data))
+        return [page if len(page) < PAGE else None for page in pages]
 
     def _streamed(
         self, statement: Statement, values: Mapping[str, Any], size: int

@@ -101,6 +101,14 @@ class ReadingLog(Connections):
             yield page
             del page
 
+    def fold_together(self, streams: Sequence[str]) -> Sequence[Page | None]:
+        pages: list[Page | None] = []
+        statement = self._statement("fold", UNBOUNDED)
+        for stream in streams:
+            page = self.query(statement, {"stream": stream, "after": 0, "limit": PAGE})
+            pages.append(page if len(page) < PAGE else None)
+        return pages
+
     def read(
         self,
         stream: str,

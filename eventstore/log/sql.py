@@ -124,6 +124,13 @@ class SqlLog(ReadingLog):
 
             self._group = GroupCommit(self.places, alone, self._write_together)
 
+    def append_together(self, requests: Sequence[Request]) -> None:
+        if self._group is None:
+            self.group_commits()
+        assert self._group is not None
+        self._group.commit(requests)
+        self._hints.appended(None)
+
     def delete(
         self, stream: str, expected: Expected = ANY, *, connection: Joinable | None = None
     ) -> Receipt:

@@ -143,6 +143,9 @@ class ObservedStore(EventStore):
             span.set_attribute("eventstore.position", receipt.position)
             return receipt
 
+    def _may_share(self, cls: type[Aggregate]) -> bool:
+        return False  # each has a span of its own
+
     def _transact(
         self, key: str | None, cls: type[S], id: str, command: Callable[[S], R]
     ) -> tuple[R, bool]:
