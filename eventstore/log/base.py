@@ -204,7 +204,7 @@ class Log(Protocol):
     def append_together(self, requests: Sequence[Request]) -> None:
         """Append for several callers, in one transaction where that is possible.
 
-        Sets the outcome of each: its receipts or its error. It raises nothing of the log's.
+        Sets the outcome of each: its receipts or its error. Raises StoreClosedError only.
         """
 
     def group_commits(self) -> None:

@@ -116,19 +116,19 @@ class SqlLog(ReadingLog):
     def group_commits(self) -> None:
         """From now on, appends that come at once share transactions."""
         if self._group is None:
+            self._group = self._new_group()
 
-            def alone(
-                writes: Sequence[Write], key: str | None, recorded_at: int | None
-            ) -> tuple[Receipt, ...]:
-                return self._write(writes, key, recorded_at, None)
+    def _new_group(self) -> GroupCommit:
+        def alone(
+            writes: Sequence[Write], key: str | None, recorded_at: int | None
+        ) -> tuple[Receipt, ...]:
+            return self._write(writes, key, recorded_at, None)
 
-            self._group = GroupCommit(self.places, alone, self._write_together)
+        return GroupCommit(self.places, alone, self._write_together)
 
     def append_together(self, requests: Sequence[Request]) -> None:
-        if self._group is None:
-            self.group_commits()
-        assert self._group is not None
-        self._group.commit(requests)
+        self._check_open()
+        (self._group or self._new_group()).commit(requests)
         self._hints.appended(None)
 
     def delete(

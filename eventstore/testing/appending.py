@@ -26,6 +26,7 @@ from eventstore.log.base import (
     Wanted,
     Write,
 )
+from eventstore.log.grouping import Request
 from eventstore.testing.drafts import EVERYTHING, add, all_rows, drafts, folded, rows
 
 UNUSUAL_NAMES = (
@@ -205,6 +206,39 @@ class AppendingContract:
             log.append([Write("a/1", drafts()), Write("b/1", drafts()), Write("a/1", drafts())])
         assert caught.value.argument == "writes"
         assert not all_rows(log)
+
+    # --- several callers -----------------------------------------------------------------------
+
+    def test_callers_that_append_together_have_outcomes_of_their_own(self, log: Log) -> None:
+        add(log, "a/1", 2)
+        add(log, "b/1")
+        log.delete("b/1")
+        writes = {
+            "a/1": Write("a/1", drafts(3), 2),
+            "b/1": Write("b/1", drafts(), 2),
+            "c/1": Write("c/1", drafts(), 0),
+            "d/1": Write("d/1", drafts(), 5),
+            "e/1": Write("e/1", drafts(type="never seen"), ANY),
+        }
+        requests = {stream: Request([write], None, None) for stream, write in writes.items()}
+        log.append_together(list(requests.values()))
+        errors = {stream: type(r.error) for stream, r in requests.items() if r.error is not None}
+        assert errors == {"b/1": StreamDeletedError, "d/1": WrongExpectedVersionError}
+        for stream, version in (("a/1", 5), ("c/1", 1), ("e/1", 1)):
+            (receipt,) = requests[stream].outcome()
+            assert (receipt.stream, receipt.version) == (stream, version)
+            assert rows(log, stream)[-1].position == receipt.position
+        assert log.stream("d/1") is None
+
+    def test_several_writes_and_keys_are_appended_together_too(self, log: Log) -> None:
+        several = Request([Write("a/1", drafts(), 0), Write("a/2", drafts(2), 0)], None, None)
+        keyed = Request([Write("b/1", drafts(), 0)], "key", None)
+        refused = Request([Write("c/1", drafts(), 0), Write("d/1", drafts(), 7)], None, None)
+        log.append_together([several, keyed, refused])
+        assert [receipt.version for receipt in several.outcome()] == [1, 2]
+        assert log.receipts("key") == keyed.outcome()
+        assert isinstance(refused.error, WrongExpectedVersionError)
+        assert log.stream("c/1") is None
 
     # --- time ----------------------------------------------------------------------------------
 

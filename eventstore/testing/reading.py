@@ -287,6 +287,19 @@ class ReadingContract:
             add(log, "b/1")
         assert count == 2_500
 
+    def test_several_streams_are_folded_together(self, log: Log) -> None:
+        lengths = {"a/1": 3, "b/1": 1, "a/2": 400, "c/1": 2_100}
+        for stream, count in lengths.items():
+            add(log, stream, count)
+        asked = ["c/1", "a/2", "none/1", "b/1", "a/1"]
+        for stream, page in zip(asked, log.fold_together(asked), strict=True):
+            count = lengths.get(stream, 0)
+            # One that is too long for a page may be left to be folded by itself.
+            if page is not None or count < 1_000:
+                assert page is not None
+                assert [data for _, data in page] == [b"%d" % number for number in range(count)]
+        assert list(log.fold_together([])) == []
+
     # --- heads ---------------------------------------------------------------------------------
 
     def test_the_head_of_a_stream(self, log: Log) -> None:

@@ -5,6 +5,7 @@ Who makes one of these numbers higher should know why; who makes it lower writes
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import subprocess
 import sys
@@ -29,6 +30,7 @@ from eventstore import (
     TableProjection,
     on,
 )
+from eventstore.aio import AsyncEventStore
 
 Operation = Callable[[], object]
 
@@ -151,10 +153,10 @@ def trips(meter: Meter, operation: Operation) -> int:
     return meter.take()
 
 
-def spread(store: EventStore, length: int) -> None:
-    """So many events in all, in ten streams."""
-    for number in range(10):
-        events = [Counted(amount=1, note="a note of some length" * 10)] * (length // 10)
+def spread(store: EventStore, length: int, *, streams: int = 10) -> None:
+    """So many events in all, in so many streams."""
+    for number in range(streams):
+        events = [Counted(amount=1, note="a note of some length" * 10)] * (length // streams)
         store.append(f"costs-plain/{number}", events)
 
 
@@ -238,6 +240,24 @@ def test_a_longer_load_is_a_query_for_each_thousand_events_or_streams_the_rest(
     filled(store, Plain, "a", 4_000)
     expected = {"sqlite": 4, "postgresql": 2}[store.engine.name]
     assert trips(meter, lambda: store.load(Plain, "a")) == expected
+
+
+def test_what_many_tasks_ask_for_at_once_shares_trips(postgres_url: str) -> None:
+    count = 64
+
+    async def asked(store: AsyncEventStore, meter: Meter) -> int:
+        commands = [store.transact(Plain, str(n), Plain.count) for n in range(count)]
+        await asyncio.gather(*commands)
+        return meter.take()
+
+    async def measured() -> list[int]:
+        with metered() as meter:
+            async with AsyncEventStore(postgres_url, notify=False) as store:
+                spread(store.sync, 10 * count, streams=count)
+                return [await asked(store, meter) for _ in range(3)]
+
+    # A load and an append each would be twice as many as there are.
+    assert min(asyncio.run(measured())) < count / 2
 
 
 def test_a_snapshot_and_what_follows_it_are_one_query(opened: tuple[EventStore, Meter]) -> None:
