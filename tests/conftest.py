@@ -129,6 +129,7 @@ def _pgbouncer(postgres_server: URL) -> Iterator[Path]:
 unix_socket_dir = {folder}
 listen_port = 6432
 auth_type = any
+admin_users = postgres
 pool_mode = transaction
 default_pool_size = 4
 max_client_conn = 500
@@ -173,11 +174,16 @@ def url(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture
-def pgbouncer_url(_pgbouncer: Path, _databases: Databases, postgres_url: str) -> str:
+def pgbouncer_url(_pgbouncer: Path, postgres_url: str) -> Iterator[str]:
     """The database of `postgres_url`, through PgBouncer in transaction mode."""
     database = str(make_url(postgres_url).database)
-    _databases.spend(database)
-    return f"postgresql://postgres@/{database}?host={_pgbouncer}&port=6432"
+    yield f"postgresql://postgres@/{database}?host={_pgbouncer}&port=6432"
+    # The database is used again: PgBouncer is to end its sessions itself, or it would hand on what
+    # their end has left there.
+    console = f"postgresql://postgres@/pgbouncer?host={_pgbouncer}&port=6432"
+    with psycopg.connect(console, autocommit=True) as connection:
+        connection.execute(f"KILL {database}")
+        connection.execute(f"RESUME {database}")
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

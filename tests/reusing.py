@@ -40,7 +40,6 @@ class Databases:
         self._template = template
         self._admin = admin
         self._free: list[str] = []
-        self._spent: set[str] = set()
         with self._connect(template) as connection:
             self._state = _state(connection)
             self._emptying = _emptying(connection)
@@ -52,14 +51,10 @@ class Databases:
         try:
             yield self._url(name)
         finally:
-            if name not in self._spent and self._cleaned(name):
+            if self._cleaned(name):
                 self._free.append(name)
             else:
                 self._drop(name)
-
-    def spend(self, name: str) -> None:
-        """A pooler knows this database, and would hand on what ending its sessions leaves there."""
-        self._spent.add(name)
 
     def close(self) -> None:
         """Drop those that are free."""
