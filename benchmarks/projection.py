@@ -29,7 +29,7 @@ LENGTH: Final = 100
 ACCOUNTS: Final = harness.sized(10_000)
 SOME: Final = harness.sized(1_000)
 FEW: Final = 20
-ROUNDS: Final = 3 if harness.QUICK else 7
+ROUNDS: Final = 1 if harness.QUICK else 7
 
 Sums = tuple[int, int, int]
 

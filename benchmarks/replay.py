@@ -27,7 +27,7 @@ ACCOUNTS: Final = harness.sized(10_000)
 FEW: Final = harness.sized(200)
 #: Notifications a page of the peer.
 PAGE: Final = 5_000
-ROUNDS: Final = 3 if harness.QUICK else 7
+ROUNDS: Final = 1 if harness.QUICK else 7
 
 
 class Nothing(Projection):
@@ -87,7 +87,7 @@ def replays(
         raise AssertionError("the log was not replayed to its end")
     name = f"{database}, {size:,} events replayed"
     for what, prepare in (("replayed", replaying), ("rebuilt from", rebuilding)):
-        peaks = [harness.peak(prepare, url) for _ in range(3)]
+        peaks = [harness.peak(prepare, url) for _ in range(min(3, ROUNDS))]
         emit(spread(f"{database}, memory, {size:,} {what}", peaks, "MiB", goal=100, at_most=True))
         print(f"{database}, {size:,} events {what}: {max(peaks):.0f} MiB at the most")
     return harness.measure(

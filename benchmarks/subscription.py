@@ -25,9 +25,9 @@ from workload import Account
 
 from eventstore import EventStore, RecordedEvent
 
-APPENDS: Final = harness.sized(400)
+APPENDS: Final = 40 if harness.QUICK else 400
 EVERY: Final = 0.005
-ROUNDS: Final = min(7, harness.ROUNDS)
+ROUNDS: Final = 1 if harness.QUICK else min(7, harness.ROUNDS)
 
 #: Emmett looks for new events now and then, and with its defaults waits longer each time that
 #: fewer came than it asked for, up to a second. Without a pause it looks all the time.

@@ -86,7 +86,7 @@ class EventStore(FollowingStore):
       (PostgreSQL) by default.
     - `group_commit`: whether appends that many threads make at once share transactions. Each has
       an outcome of its own, and returns when it is committed; a lone one does not wait. An
-      AsyncEventStore does so always.
+      AsyncEventStore does so by default, and shares the queries of loads as well.
     - `in_step`: projections that run in the transaction of each append, so that their tables
       are never behind. Every program that appends has to open the store with them.
     - `migrate`: whether to bring the tables up to date. By default a SQLite file migrates itself,

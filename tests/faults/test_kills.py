@@ -36,7 +36,7 @@ from eventstore import EventStore, TableProjection
 from eventstore.log.followers import Followers
 from eventstore.log.opening import open_engine
 
-ROUNDS = int(os.environ.get("EVENTSTORE_FAULTS_ROUNDS", "60"))
+ROUNDS = int(os.environ.get("EVENTSTORE_FAULTS_ROUNDS", "40"))
 SEED = os.environ.get("EVENTSTORE_FAULTS_SEED") or str(random.SystemRandom().randrange(10**9))
 
 

@@ -194,18 +194,24 @@ def check(connection: Connection, steps: list[Step]) -> None:
         assert not buffer.pending or verb != "flush"
 
 
+@pytest.fixture
+def with_tables(connection: Connection) -> Connection:
+    """Its tables are made once: to look for them takes as long as many an example."""
+    metadata.create_all(connection)
+    return connection
+
+
 @settings(
-    max_examples=300,
+    max_examples=200,
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 @given(steps=st.lists(operations(), min_size=10, max_size=40))
 def test_any_sequence_is_as_if_each_operation_ran_at_once(
-    connection: Connection, steps: list[Step]
+    with_tables: Connection, steps: list[Step]
 ) -> None:
-    metadata.create_all(connection)
-    with connection.begin_nested() as savepoint:
-        check(connection, steps)
+    with with_tables.begin_nested() as savepoint:
+        check(with_tables, steps)
         savepoint.rollback()
 
 
