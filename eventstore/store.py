@@ -291,10 +291,11 @@ class EventStore(FollowingStore):
         except WrongExpectedVersionError:
             return None
 
-    def _may_share(self, cls: type[Aggregate]) -> bool:
+    def _may_share(self, cls: type[Aggregate], *, appends: bool) -> bool:
         """Whether operations may be done for several callers at once: see eventstore.together."""
-        alone = cls.__snapshot_every__ or self._cache is not None or self._in_step.is_needed
-        return self._group_commit and not alone
+        if not self._group_commit or cls.__snapshot_every__ or self._cache is not None:
+            return False
+        return not (appends and self._in_step.is_needed)
 
     def delete(self, cls: type[Aggregate], id: str, *, expected: Expected = ANY) -> None:
         """Delete an aggregate's stream: see `delete_stream`."""

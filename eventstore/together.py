@@ -34,8 +34,9 @@ class Operation(ABC):
 
     __slots__ = ("aggregate", "cls", "context", "done", "error", "id", "result")
 
-    #: Whether it begins with the aggregate's events.
+    #: Whether it begins with the aggregate's events, and whether it may append.
     reads: ClassVar[bool] = True
+    appends: ClassVar[bool] = True
 
     def __init__(self, cls: type[Aggregate], id: str) -> None:
         self.cls = cls
@@ -95,6 +96,8 @@ class Load(Operation):
     """`store.load(cls, id)`."""
 
     __slots__ = ()
+
+    appends = False
 
     @classmethod
     def of(cls, arguments: Arguments, options: Options) -> Self | None:

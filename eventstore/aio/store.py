@@ -86,7 +86,7 @@ def _shared(
     async def join(store: AsyncEventStore, /, *args: P.args, **kwargs: P.kwargs) -> R:
         opened = await store._opened()
         one = kind.of(args, kwargs)
-        if one is None or not opened._may_share(one.cls):
+        if one is None or not opened._may_share(one.cls, appends=one.appends):
             return await hop(store, *args, **kwargs)
         result: R = await store._company.join(opened, one)
         return result

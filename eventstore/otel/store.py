@@ -143,7 +143,7 @@ class ObservedStore(EventStore):
             span.set_attribute("eventstore.position", receipt.position)
             return receipt
 
-    def _may_share(self, cls: type[Aggregate]) -> bool:
+    def _may_share(self, cls: type[Aggregate], *, appends: bool) -> bool:
         return False  # each has a span of its own
 
     def _transact(
