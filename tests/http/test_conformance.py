@@ -11,8 +11,8 @@ from serving import eventstore_serve, serving
 #: How many tests the suite of this version has, subscriptions included.
 TESTS = 338
 LONG_POLL_SECONDS = 1.0
-#: The suite's tests about time mostly sleep, and of the others many wait for a long poll, so they run
-#: in parts beside each other: patterns of titles, and how often such a test is tried again. Half a
+#: The suite's tests about time mostly sleep, and of the others many wait for a long poll, so parts
+#: of it run at the same time: patterns of titles, and how often such a test is tried again. Half a
 #: second of the machine's is the margin of some about time, and a busy one does not have it.
 PARTS = {
     "TTL|Expiry": 2,
