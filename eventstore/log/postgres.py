@@ -432,12 +432,17 @@ class PostgresLog(SqlLog):
         full = True
         while full:
             count = 0
-            for page in self._streamed(statement, values, PAGE):
-                count += len(page)
-                yield page
-                del page
+            try:
+                for page in self._streamed(statement, values, PAGE):
+                    count += len(page)
+                    yield page
+                    del page
+                full = count == _LONGEST_STREAM
+            except LogUnavailableError:
+                if not count:
+                    raise
+                # The connection was lost half-way: another one may go on from there.
             values["after"] += count
-            full = count == _LONGEST_STREAM
 
     def fold_together(self, streams: Sequence[str]) -> Sequence[Page | None]:
         pages: list[list[tuple[int, bytes]]] = [[] for _ in streams]

@@ -260,7 +260,8 @@ def test_a_connection_lost_between_the_pages_of_a_fold_goes_unnoticed(
     open_logs: OpenLogs, postgres_url: str, admin: psycopg.Connection
 ) -> None:
     log = open_logs(postgres_url)
-    add(log, "a/1", 3_500)
+    # More than a connection's buffers hold.
+    log.append([Write("a/1", drafts(3_500, data=b"." * 4_000))])
     _, pages = log.fold("a/1")
     count = len(next(pages)) + len(next(pages))
     assert kill(admin) == 1
