@@ -26,9 +26,9 @@ from workload import turns, visit
 from eventstore import EventStore, Write
 
 LENGTH: Final = 100
-ACCOUNTS: Final = harness.sized(10_000)
-SOME: Final = harness.sized(1_000)
-FEW: Final = 20
+ACCOUNTS: Final = 1_000 if harness.QUICK else 10_000
+SOME: Final = 100 if harness.QUICK else 1_000
+FEW: Final = 5 if harness.QUICK else 20
 ROUNDS: Final = 1 if harness.QUICK else 7
 
 Sums = tuple[int, int, int]

@@ -23,7 +23,7 @@ from workload import AccountOpened, MoneyDeposited, MoneyWithdrawn
 
 from eventstore import EventStore, Projection, on
 
-ACCOUNTS: Final = harness.sized(10_000)
+ACCOUNTS: Final = 1_000 if harness.QUICK else 10_000
 FEW: Final = harness.sized(200)
 #: Notifications a page of the peer.
 PAGE: Final = 5_000

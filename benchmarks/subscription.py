@@ -25,7 +25,7 @@ from workload import Account
 
 from eventstore import EventStore, RecordedEvent
 
-APPENDS: Final = 40 if harness.QUICK else 400
+APPENDS: Final = 25 if harness.QUICK else 400
 EVERY: Final = 0.005
 ROUNDS: Final = 1 if harness.QUICK else min(7, harness.ROUNDS)
 

@@ -26,7 +26,7 @@ from workload import Account
 from eventstore import EventStore
 
 WRITERS: Final = 8
-COMMITS: Final = harness.sized(100)
+COMMITS: Final = harness.sized(300)
 FEW: Final = max(1, COMMITS // 4)
 ROUNDS: Final = 3 if harness.QUICK else 15
 

@@ -32,7 +32,7 @@ REST: Final = 0.005
 SHARE: Final = 8
 #: The longest rest of all, which is announced.
 LONGEST: Final = 0.1
-#: Appends during a rest after which the next one is twice as long.
+#: Appends during a rest after which the next one is four times as long.
 MANY: Final = 3
 
 # Only to wake somebody up: not worth a flush of the disk. The setting is the transaction's, since a
@@ -79,7 +79,7 @@ class Notifier:
                 begun = time.monotonic()
             # Before it is sent: what is appended from now on has a notification of its own.
             self._pending = False
-            self._rest = min(2 * self._rest, LONGEST) if self._appends >= MANY else REST
+            self._rest = min(4 * self._rest, LONGEST) if self._appends >= MANY else REST
             self._appends = 0
             try:
                 self._notify()
