@@ -145,6 +145,10 @@ class AsyncEventStore:
     `connection=` takes a SQLAlchemy AsyncConnection or AsyncSession (with psycopg or aiosqlite) as
     well: the operation then runs on it, and it is the caller who commits.
 
+    Loads, saves and transactions that tasks ask for at once are **done together**, each with an
+    outcome of its own. Commands may therefore run one after the other in one thread: one must not
+    wait for another.
+
     **Cancelling** an operation that has not begun to run leaves nothing behind. One that has begun
     goes on to its end in its thread: an append is then written whole or not at all, and whoever
     has to know gives an `idempotency_key` and repeats it. Correlation and causation are those of
