@@ -102,9 +102,10 @@ class Connections(ABC):
     """
 
     def __init__(self, engine: Engine, keep: int) -> None:
-        """`keep` is how many are kept at the most."""
+        """`keep` is how many are kept at the most; none of an engine that is the caller's."""
         self.engine = engine
         self._keep = keep
+        self._owned = keep > 0
         #: What is kept, the one that was used last at the end. A list's operations are atomic.
         self._idle: list[Seat] = []
         self._closed = False
@@ -192,7 +193,10 @@ class Connections(ABC):
 
     def _leave(self, seat: Seat) -> None:
         seat.cursor.close()
-        self.checkin(seat.pooled)
+        if self._closed and self._owned:  # and its pool with it, which nobody would empty again
+            seat.pooled.invalidate()
+        else:
+            self.checkin(seat.pooled)
 
     def _let_go(self) -> None:
         """Give back what is kept."""

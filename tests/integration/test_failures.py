@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import sqlite3
 import threading
 import time
@@ -14,6 +15,7 @@ import psycopg
 import pytest
 from sqlalchemy import text
 
+from eventstore import EventStore
 from eventstore.errors import (
     LogError,
     LogLockedError,
@@ -266,6 +268,15 @@ def test_a_connection_lost_between_the_pages_of_a_fold_goes_unnoticed(
     count = len(next(pages)) + len(next(pages))
     assert kill(admin) == 1
     assert count + sum(len(page) for page in pages) == 3_500
+
+
+def test_a_fold_that_outlives_its_store_leaves_no_connection_behind(postgres_url: str) -> None:
+    with EventStore(postgres_url, notify=False) as store:
+        add(store.log, "a/1", 3_500)
+        _, pages = store.log.fold("a/1")
+        next(pages), next(pages)
+    del pages
+    gc.collect()  # a connection that is still open would warn, which is an error here
 
 
 def test_a_lock_timeout_of_the_server_is_reported(open_logs: OpenLogs, postgres_url: str) -> None:
