@@ -214,7 +214,9 @@ class Subscription(Iterator[RecordedEvent]):
         try:
             event = self._step()
         except (LogUnavailableError, LogLockedError) as error:
-            self._was_away = self._was_away or isinstance(error, LogUnavailableError)
+            if isinstance(error, LogUnavailableError):
+                # What was read and not given yet may be lost: it is read again.
+                self._was_away, self._rows, self._next = True, (), 0
             first, longest = _AWAY
             pause = min(first * 2 ** min(self._failures, 9), longest)
             self._failures += 1

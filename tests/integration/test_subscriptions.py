@@ -473,3 +473,22 @@ def test_an_event_that_nobody_knows_is_given_and_not_passed_over(store: EventSto
             _ = record.event
         assert subscription.position == record.position
         assert take(subscription, 1) == [2]
+
+
+def test_what_was_read_before_the_database_was_away_is_read_again(
+    store: EventStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A server that comes back may have lost it, and have something else there by now."""
+    count(store, 1, 1)
+    subscription = store.subscribe()
+
+    def away(*_: Any) -> EventType:
+        monkeypatch.undo()
+        with store.engine.begin() as db:
+            db.execute(text("UPDATE eventstore_events SET data = :data"), {"data": b'{"number":2}'})
+        raise LogUnavailableError("the database is away", "not written")
+
+    # As a page has been read, and before its first event is given.
+    monkeypatch.setattr(store.log, "event_type", away)
+    with followed(subscription):
+        assert take(subscription, 1) == [2]
