@@ -48,9 +48,6 @@ from eventstore.errors import (
 )
 from eventstore.log.awaited import AwaitedCursor, driver_connection
 from eventstore.log.base import (
-    ANY,
-    NO_STREAM,
-    STREAM_EXISTS,
     EventType,
     Frontier,
     Receipt,
@@ -60,6 +57,19 @@ from eventstore.log.borrowing import Borrowed, check_dialect
 from eventstore.log.frontier import Frontiers
 from eventstore.log.grouping import Request
 from eventstore.log.notifying import Notifier, PostgresWatch, is_proxied
+from eventstore.log.postgres_statements import (
+    CLAIM,
+    DELETED,
+    ERASE,
+    FOLDS,
+    LOCK_HEADS,
+    MANY,
+    MANY_AT,
+    NEW_TYPES,
+    ONE,
+    ONE_AT,
+    UNLOCK_NEW,
+)
 from eventstore.log.queries import PAGE, Mask, Statement
 from eventstore.log.reading import Page, Rows
 from eventstore.log.seats import KEPT, Seat
@@ -69,106 +79,6 @@ from eventstore.log.work import Joinable
 from eventstore.names import category_of
 
 Durability = Literal["full", "relaxed"]
-
-# As late as possible: evaluated when the head row has been locked.
-_NOW: Final = "COALESCE(%(now)s::bigint, (extract(epoch FROM clock_timestamp()) * 1000000)::bigint)"
-_HEAD_NEW: Final = f"""
-    INSERT INTO eventstore_streams AS s (name, category, version, recorded_at)
-    VALUES (%(stream)s, %(category)s, %(count)s, {_NOW})
-    ON CONFLICT (name) DO NOTHING
-    RETURNING id, version, recorded_at"""
-_HEAD_ANY: Final = f"""
-    INSERT INTO eventstore_streams AS s (name, category, version, recorded_at)
-    VALUES (%(stream)s, %(category)s, %(count)s, {_NOW})
-    ON CONFLICT (name) DO UPDATE
-       SET version = s.version + excluded.version,
-           recorded_at = GREATEST(s.recorded_at, {_NOW})
-     WHERE NOT s.deleted
-    RETURNING id, version, recorded_at"""
-_HEAD_EXISTS: Final = f"""
-    UPDATE eventstore_streams
-       SET version = version + %(count)s, recorded_at = GREATEST(recorded_at, {_NOW})
-     WHERE name = %(stream)s AND NOT deleted
-    RETURNING id, version, recorded_at"""
-_HEAD_AT: Final = f"""
-    UPDATE eventstore_streams
-       SET version = version + %(count)s, recorded_at = GREATEST(recorded_at, {_NOW})
-     WHERE name = %(stream)s AND version = %(expected)s AND NOT deleted
-    RETURNING id, version, recorded_at"""
-_HEADS: Final[dict[Any, str]] = {
-    0: _HEAD_NEW,
-    NO_STREAM: _HEAD_NEW,
-    ANY: _HEAD_ANY,
-    STREAM_EXISTS: _HEAD_EXISTS,
-}
-_ONE_EVENT: Final = """
-    WITH head AS ({head}),
-    new AS (
-        INSERT INTO eventstore_events
-            (stream_id, version, type_id, recorded_at, id, data, metadata)
-        SELECT head.id, head.version, %(type)s, head.recorded_at, %(id)b, %(data)b, %(metadata)b
-          FROM head
-        RETURNING position)
-    SELECT head.version, head.recorded_at, new.position FROM head, new"""
-_EVENTS: Final = """
-    WITH head AS ({head}),
-    new AS (
-        INSERT INTO eventstore_events
-            (stream_id, version, type_id, recorded_at, id, data, metadata)
-        SELECT head.id, head.version - %(count)s + e.number, e.type_id, head.recorded_at,
-               e.id, e.data, e.metadata
-          FROM head,
-               unnest(%(types)b::int[], %(ids)b::bytea[], %(data)b::bytea[], %(metadata)b::bytea[])
-               WITH ORDINALITY AS e (type_id, id, data, metadata, number)
-        RETURNING position)
-    SELECT head.version, head.recorded_at, (SELECT max(position) FROM new) FROM head"""
-_ONE: Final = {kind: _ONE_EVENT.format(head=head) for kind, head in _HEADS.items()}
-_MANY: Final = {kind: _EVENTS.format(head=head) for kind, head in _HEADS.items()}
-_ONE_AT: Final = _ONE_EVENT.format(head=_HEAD_AT)
-_MANY_AT: Final = _EVENTS.format(head=_HEAD_AT)
-
-# A page of each of several streams.
-_FOLDS: Final = f"""
-    SELECT wanted.number, e.type_id, e.data
-      FROM unnest(%(streams)s::text[]) WITH ORDINALITY AS wanted (name, number)
-      JOIN eventstore_streams s ON s.name = wanted.name,
-           LATERAL (
-               SELECT version, type_id, data FROM eventstore_events
-                WHERE stream_id = s.id ORDER BY version LIMIT {PAGE}) AS e
-     ORDER BY wanted.number, e.version"""
-
-# All heads of an append are locked first, in one order for all appends. Where there is no head yet,
-# a row at version 0 is the lock: the order must hold for new streams and old ones alike.
-_LOCK_HEADS: Final = """
-    INSERT INTO eventstore_streams AS s (name, category, version, recorded_at)
-    SELECT name, category, 0, -9223372036854775808
-      FROM unnest(%(names)s::text[], %(categories)s::text[]) AS wanted (name, category)
-     ORDER BY name COLLATE "C"
-    ON CONFLICT (name) DO UPDATE SET version = s.version
-    RETURNING name, version, recorded_at, deleted,
-              (extract(epoch FROM clock_timestamp()) * 1000000)::bigint"""
-_UNLOCK_NEW: Final = "DELETE FROM eventstore_streams WHERE name = ANY(%(names)s) AND version = 0"
-_CLAIM: Final = """
-    INSERT INTO eventstore_appends (key, receipts, recorded_at) VALUES (%(key)s, '', 0)
-    ON CONFLICT (key) DO NOTHING RETURNING key"""
-_DELETED: Final = (
-    "UPDATE eventstore_streams SET deleted = true WHERE name = %(stream)s RETURNING id"
-)
-_ERASE: Final = """
-    WITH gone AS (DELETE FROM eventstore_snapshots WHERE stream_id = %(id)s),
-    folded AS (
-        DELETE FROM eventstore_folds WHERE position >=
-            (SELECT min(position) FROM eventstore_events WHERE stream_id = %(id)s))
-    DELETE FROM eventstore_events WHERE stream_id = %(id)s AND version < %(version)s"""
-# Durable whatever the session's setting is: programs remember a type's id, and go on using it when
-# a crash of the server has lost the last commits.
-_NEW_TYPES: Final = """
-    WITH durable AS (
-        SELECT set_config('synchronous_commit', COALESCE(NULLIF(
-                   current_setting('synchronous_commit'), 'off'), 'local'), true))
-    INSERT INTO eventstore_types (name, version)
-    SELECT t.* FROM durable, unnest(%(names)s::text[], %(versions)s::int[]) AS t
-    ON CONFLICT (name, version) DO NOTHING"""
 
 
 class PostgresLog(SqlLog):
@@ -210,7 +120,7 @@ class PostgresLog(SqlLog):
                 return (self._append(cursor, writes[0], recorded_at),)
         with self._transaction(connection) as cursor:
             if key is not None:
-                cursor.execute(_CLAIM, {"key": key})
+                cursor.execute(CLAIM, {"key": key})
                 if cursor.fetchone() is None:
                     return self._first_receipts(cursor, key, writes) or ()
             if len(writes) > 1:
@@ -218,9 +128,9 @@ class PostgresLog(SqlLog):
             else:
                 receipts = (self._append(cursor, writes[0], recorded_at),)
             if erase:
-                cursor.execute(_DELETED, {"stream": receipts[0].stream})
+                cursor.execute(DELETED, {"stream": receipts[0].stream})
                 values = {"id": cursor.fetchone()[0], "version": receipts[0].version}
-                cursor.execute(_ERASE, values)
+                cursor.execute(ERASE, values)
             if key is not None:
                 self._keep_receipts(cursor, key, receipts)
         return receipts
@@ -230,7 +140,7 @@ class PostgresLog(SqlLog):
     ) -> tuple[Receipt, ...]:
         names = [write.stream for write in writes]
         categories = [category_of(name) for name in names]
-        cursor.execute(_LOCK_HEADS, {"names": names, "categories": categories}, prepare=True)
+        cursor.execute(LOCK_HEADS, {"names": names, "categories": categories}, prepare=True)
         heads = {name: head for name, *head in cursor.fetchall()}
         for write in writes:
             version, _, deleted, _ = heads[write.stream]
@@ -254,7 +164,7 @@ class PostgresLog(SqlLog):
                 receipts.append(Receipt(write.stream, version, 0, moment if version else latest))
         unused = [write.stream for write in writes if not write.events]
         if unused:
-            cursor.execute(_UNLOCK_NEW, {"names": unused})
+            cursor.execute(UNLOCK_NEW, {"names": unused})
         return tuple(receipts)
 
     def _first_rows(
@@ -310,7 +220,7 @@ class PostgresLog(SqlLog):
         if count == 1:
             type, data, id, metadata = new[0]
             values |= {"type": type_ids[type], "data": data, "id": id, "metadata": metadata}
-            text = _ONE_AT if at_version else _ONE[expected]
+            text = ONE_AT if at_version else ONE[expected]
         else:
             values |= {
                 "types": [type_ids[e.type] for e in new],
@@ -318,7 +228,7 @@ class PostgresLog(SqlLog):
                 "ids": [e.id for e in new],
                 "metadata": [e.metadata for e in new],
             }
-            text = _MANY_AT if at_version else _MANY[expected]
+            text = MANY_AT if at_version else MANY[expected]
         return text, values
 
     def _write_together(self, requests: Sequence[Request]) -> None:
@@ -373,7 +283,7 @@ class PostgresLog(SqlLog):
             self._execute(cursor, self._statement("types"), {})
             known.update({EventType(row[1], row[2]): row[0] for row in cursor.fetchall()})
             if not new <= known.keys():
-                cursor.execute(_NEW_TYPES, columns)
+                cursor.execute(NEW_TYPES, columns)
                 self._execute(cursor, self._statement("types"), {})
                 known.update({EventType(row[1], row[2]): row[0] for row in cursor.fetchall()})
 
@@ -447,7 +357,7 @@ class PostgresLog(SqlLog):
     def fold_together(self, streams: Sequence[str]) -> Sequence[Page | None]:
         pages: list[list[tuple[int, bytes]]] = [[] for _ in streams]
         with self._reading() as cursor:
-            cursor.execute(_FOLDS, {"streams": list(streams)}, prepare=True)
+            cursor.execute(FOLDS, {"streams": list(streams)}, prepare=True)
             for number, type, data in cursor.fetchall():
                 pages[number - 1].append((type, data))
         return [page if len(page) < PAGE else None for page in pages]
