@@ -45,13 +45,14 @@ EventStoreError
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from dataclasses import is_dataclass
 from datetime import date, time, timedelta
 from decimal import Decimal
 from enum import Enum
 from types import NoneType
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, TypeVar
 from uuid import UUID
 
 
@@ -548,3 +549,13 @@ class StoreClosedError(EventStoreError):
 
     def __init__(self) -> None:
         super().__init__("this store is closed; open a new EventStore")
+
+
+E = TypeVar("E", bound=BaseException)
+
+
+def copied(error: E) -> E:
+    """One more of the same, with its cause: raising an exception writes to it, and several may."""
+    one = copy.copy(error)
+    one.__cause__ = error.__cause__
+    return one

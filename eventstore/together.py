@@ -7,15 +7,14 @@ not there) is left open, to be done alone: that is always right, and only takes 
 from __future__ import annotations
 
 import contextlib
-import copy
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextvars import copy_context
 from typing import TYPE_CHECKING, Any, ClassVar, Final, Self, TypeAlias
 
 from eventstore import metadata
 from eventstore.aggregate import Aggregate, Pending, blank
-from eventstore.errors import InvalidNameError, LogError, WrongExpectedVersionError
+from eventstore.errors import InvalidNameError, LogError, WrongExpectedVersionError, copied
 from eventstore.log.base import Write
 from eventstore.log.grouping import Request
 
@@ -185,15 +184,16 @@ def _share(store: EventStore, operations: Mapping[str, Operation]) -> None:
         if read:
             pages.update(zip(read, store.log.fold_together(read), strict=True))
     except LogError as error:
-        _fail(operations.values(), error)
+        for one in operations.values():
+            one.error, one.done = copied(error), True
         return
     requests: dict[str, Request] = {}
     for stream, one in operations.items():
-        page = pages.get(stream, ())
-        if not page and one.reads:
+        page = pages.get(stream) or ()
+        if one.reads and not page:
             continue
         try:
-            request = one.context.run(one.request, store, stream, page or ())
+            request = one.context.run(one.request, store, stream, page)
         except Exception:
             continue  # as alone, where it is its caller's
         if request is not None:
@@ -202,10 +202,3 @@ def _share(store: EventStore, operations: Mapping[str, Operation]) -> None:
         store.log.append_together(list(requests.values()))
     for stream, request in requests.items():
         operations[stream].settle(request)
-
-
-def _fail(operations: Iterable[Operation], error: LogError) -> None:
-    for one in operations:
-        # A copy each: raising an exception writes to it.
-        one.error, one.done = copy.copy(error), True
-        one.error.__cause__ = error.__cause__

@@ -112,10 +112,9 @@ class Hops:
         Cancelled before it has begun, it is not called; afterwards it goes on to its end, and
         nobody is told of its outcome.
         """
-        if self._closed:
-            raise StoreClosedError
         job = _Job(partial(function, *args, **kwargs), self._landing())
-        self.put(job.run)
+        if not self.put(job.run):
+            raise StoreClosedError
         result: R = await job.future
         return result
 

@@ -7,13 +7,12 @@ wait, as soon as a place comes free. So the busier it is, the more share the cos
 
 from __future__ import annotations
 
-import copy
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Final
 
-from eventstore.errors import EventStoreError
+from eventstore.errors import EventStoreError, copied
 from eventstore.log.base import Receipt, Write
 
 #: Appends in one transaction, at the most.
@@ -124,9 +123,7 @@ class GroupCommit:
                 self._together(group)
             except BaseException as error:
                 for request in group:
-                    # A copy each: raising an exception writes to it.
-                    request.error, request.receipts = copy.copy(error), None
-                    request.error.__cause__ = error.__cause__
+                    request.error, request.receipts = copied(error), None
                 if not isinstance(error, EventStoreError):
                     raise
                 return
