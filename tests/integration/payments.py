@@ -10,7 +10,6 @@ import os
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +18,6 @@ from sqlalchemy import Column, Integer, String, Table, select
 from eventstore import Event, EventHandler, EventStore, RecordedEvent, TableProjection, on
 from eventstore.followers.follower import TableFollower
 from eventstore.log.base import Log
-
-PATIENCE = 60.0
 
 
 class Opened(Event, name="runner-opened"):
@@ -117,17 +114,6 @@ def balances_that_may_stall() -> type[Balances]:
 
     TableFollower._handle = handled  # type: ignore[method-assign]
     return Balances
-
-
-def eventually(what: Callable[[], Any]) -> Any:
-    """What it returns, once that is true."""
-    deadline = time.monotonic() + PATIENCE
-    while True:
-        found = what()
-        if found:
-            return found
-        assert time.monotonic() < deadline, "it has not become so"
-        time.sleep(0.02)
 
 
 def owners(store: EventStore, follower: str = "runner-balances") -> Counter[int]:

@@ -8,19 +8,16 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 from sqlalchemy import text
+from waiting import PATIENCE, eventually
 
 from eventstore import EventStore
 from eventstore.cli import main, output
 from eventstore.followers.rebuild import Progress
-
-PATIENCE = 60.0
 
 # What an application has; the command finds it in the current folder.
 SHOP = """
@@ -120,17 +117,6 @@ def totals(store: EventStore) -> dict[str, int]:
     with store.engine.connect() as connection:
         rows = connection.execute(text("SELECT shop, total FROM cli_sales"))
         return {row.shop: row.total for row in rows}
-
-
-def eventually(what: Callable[[], Any]) -> Any:
-    """What it returns, once that is true."""
-    deadline = time.monotonic() + PATIENCE
-    while True:
-        found = what()
-        if found:
-            return found
-        assert time.monotonic() < deadline, "it has not become so"
-        time.sleep(0.02)
 
 
 # --- what is caught up, rebuilt and accepted -----------------------------------------------------

@@ -9,9 +9,10 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from payments import PATIENCE, Paid, eventually, owners
+from payments import Paid, owners
 from sqlalchemy import Column, Integer, String, Table, select, update
 from sqlalchemy.event import listen
+from waiting import PATIENCE, eventually
 
 from eventstore import (
     EventHandler,

@@ -8,7 +8,6 @@ import subprocess
 import sys
 import textwrap
 import threading
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -16,6 +15,7 @@ from typing import Any
 import psycopg
 import pytest
 from sqlalchemy import text
+from waiting import eventually
 
 from eventstore import (
     CheckpointAheadError,
@@ -78,14 +78,6 @@ def unpolled(store: EventStore) -> EventStore:
     watch = store.log._watch  # type: ignore[attr-defined]
     watch.poll_hinted = watch.poll_alone = NEVER
     return store
-
-
-def eventually(condition: Callable[[], Any]) -> Any:
-    deadline = time.monotonic() + 60
-    while not (found := condition()):
-        assert time.monotonic() < deadline
-        time.sleep(0.001)
-    return found
 
 
 def count(store: EventStore, first: int, last: int, stream: str = "count/1") -> None:

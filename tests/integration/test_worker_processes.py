@@ -13,8 +13,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from payments import PATIENCE, Balances, Copied, Copies, Opened, Paid, Stalled, eventually, owners
+from payments import Balances, Copied, Copies, Opened, Paid, Stalled, owners
 from sqlalchemy import select
+from waiting import PATIENCE, eventually
 
 from eventstore import Event, EventStore
 
